@@ -1,0 +1,307 @@
+"""Tables of structures turned into packed arrays once, and kept in a content-addressed cache.
+
+Every row is parsed by pymatgen, reduced to its Niggli cell, and its lattice rebuilt from the six cell parameters, so
+that equal crystals have equal matrices (a in the xz plane, c along z; the convention of DiffCSP and pymatgen). The
+work is done by separate python processes that never import torch. A process that dies takes no row with it: its
+chunk is halved until the culprit is alone, and that row is reported as failed.
+
+The cache holds one safetensors file per (bytes of the table, options, format version).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chem.convert import site_arrays, wrap
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from pymatgen.core import Structure
+
+    from chem.crystals import CrystalBatch
+
+FORMAT_VERSION = 1
+CHUNK = 1500  # rows per process start (0.6 s of imports against 2-3 s of parsing)
+ROW_SECONDS = 60  # a row that takes longer is a failure
+SERIAL_BELOW = 200  # fewer rows are not worth the start of a process
+RESERVED = ("num_nodes", "num_atoms", "ptr", "batch", "pos")
+ARRAYS = ("atomic_numbers", "num_atoms", "frac_coords", "lattice")
+TEXT_COLUMNS = ("cif", "poscar")
+ID_COLUMNS = ("material_id", "id", "name", "jid")
+Failure = tuple[str, str]
+Row = tuple["NDArray", "NDArray", "NDArray"] | str  # numbers, frac_coords, lattice; or the reason of a failure
+
+
+@dataclass(frozen=True)
+class Packed:
+    """B crystals with M atoms in flat arrays, and what could not be read.
+
+    atomic_numbers (M,) uint8, num_atoms (B,) int32, frac_coords (M, 3) in [0, 1), lattice (B, 3, 3) ångström, rows;
+    properties: name -> (B,) float64, NaN where missing; failures: (id, reason) of the other rows of the table.
+    """
+
+    atomic_numbers: NDArray[np.uint8]
+    num_atoms: NDArray[np.int32]
+    frac_coords: NDArray[np.float64]
+    lattice: NDArray[np.float64]
+    ids: list[str]
+    failures: list[Failure] = field(default_factory=list)
+    properties: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    def batch(self) -> CrystalBatch:
+        """A float64 batch with the properties attached; a name the batch itself uses gets a trailing underscore."""
+        import torch
+
+        from chem.crystals import CrystalBatch
+
+        batch = CrystalBatch(
+            torch.from_numpy(self.num_atoms.astype(np.int64)),
+            atomic_numbers=torch.from_numpy(self.atomic_numbers.astype(np.int64)),
+            frac_coords=torch.from_numpy(self.frac_coords),
+            lattice=torch.from_numpy(self.lattice),
+        )
+        taken = (*RESERVED, *CrystalBatch.LEVELS)
+        extra = {f"{k}_" if k in taken else k: torch.from_numpy(v) for k, v in self.properties.items()}
+        return batch.attach("structure", **extra)
+
+
+def reduced_arrays(structure: Structure, niggli: bool = True) -> tuple[NDArray, NDArray, NDArray]:
+    """atomic_numbers (N,), frac_coords (N, 3), lattice (3, 3) of the Niggli cell in the fixed orientation.
+
+    Raises ValueError for disordered sites, no atoms, and cells that are not finite or have no volume.
+    """
+    from pymatgen.core import Lattice
+
+    if len(structure) == 0:
+        raise ValueError("no atoms")
+    matrix = structure.lattice.matrix
+    if not (np.isfinite(matrix).all() and np.isfinite(structure.frac_coords).all()):
+        raise ValueError("cell or coordinates are not finite")
+    if structure.volume < 1e-3 * len(structure):
+        raise ValueError(f"cell of {structure.volume:.3g} cubic ångström for {len(structure)} atoms")
+    if niggli:
+        structure = structure.get_reduced_structure(reduction_algo="niggli")
+    numbers, frac = site_arrays(structure)
+    if np.linalg.det(structure.lattice.matrix) < 0:  # the six parameters forget the hand: invert the basis first
+        frac = wrap(-frac)
+    return numbers.astype(np.uint8), frac, np.array(Lattice.from_parameters(*structure.lattice.parameters).matrix)
+
+
+def parse(text: str) -> Structure:
+    """The structure of a CIF or POSCAR text, by pymatgen, as it stands (no primitive cell); raises ValueError."""
+    from pymatgen.core import Structure
+    from pymatgen.io.cif import CifParser
+
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("empty text")
+    if re.search(r"^\s*(data_|_cell_length_a)", text, re.MULTILINE) is None:
+        return Structure.from_str(text, fmt="poscar")
+    return CifParser.from_str(text).parse_structures(primitive=False)[0]
+
+
+def pack_rows(texts: Sequence[str | Structure], niggli: bool = True, processes: int | None = None) -> list[Row]:
+    """Every text (CIF or POSCAR) or structure as (numbers, frac_coords, lattice), or the reason it failed; in order."""
+    processes = processes or _cores()
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, got {processes}")
+    if processes == 1 or len(texts) < SERIAL_BELOW:
+        return [_row(text, niggli) for text in texts]
+    size = min(CHUNK, -(-len(texts) // processes))
+    chunks = [list(texts[i : i + size]) for i in range(0, len(texts), size)]
+    with ThreadPoolExecutor(processes) as pool:  # each thread waits for one process
+        return [row for rows in pool.map(lambda chunk: _in_process(chunk, niggli), chunks) for row in rows]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _row(text: str | Structure, niggli: bool) -> Row:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return reduced_arrays(parse(text) if isinstance(text, str) or text is None else text, niggli)
+    except Exception as error:  # whatever a parser raises on foreign text is the reason of this row alone
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _in_process(texts: list, niggli: bool) -> list[Row]:
+    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p), "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", "from chem.packing import _serve; _serve()"],
+            input=pickle.dumps((texts, niggli)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            timeout=120 + 2 * ROW_SECONDS + len(texts),
+        )
+        reason = f"the process that parsed it died with exit code {done.returncode}"
+        if done.returncode == 0:
+            return pickle.loads(done.stdout)  # written by our own process
+        if not texts:
+            lines = done.stderr.decode(errors="replace").strip().splitlines() or [reason]
+            raise RuntimeError(f"a parsing process cannot start: {lines[-1]}; processes=1 parses in this one")
+        _in_process([], niggli)  # if even that dies, the rows are not to blame
+    except subprocess.TimeoutExpired as error:
+        reason = f"not parsed within {error.timeout:.0f} s"
+    if len(texts) == 1:
+        return [reason]
+    half = len(texts) // 2
+    return _in_process(texts[:half], niggli) + _in_process(texts[half:], niggli)
+
+
+def _serve() -> None:
+    out, sys.stdout = sys.stdout, sys.stderr  # a parser that prints must not spoil the answer
+    texts, niggli = pickle.load(sys.stdin.buffer)
+    out.buffer.write(pickle.dumps([_row_in_time(text, niggli) for text in texts]))
+
+
+def _row_in_time(text: str | Structure, niggli: bool) -> Row:
+    def late(*_: Any) -> None:
+        raise TimeoutError(f"not parsed within {ROW_SECONDS} s")
+
+    if not hasattr(signal, "SIGALRM"):
+        return _row(text, niggli)
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(ROW_SECONDS)
+    try:
+        return _row(text, niggli)
+    finally:
+        signal.alarm(0)
+
+
+def assemble(
+    rows: Sequence[Row], ids: Sequence[str], properties: Mapping[str, NDArray], failures: Sequence[Failure] = ()
+) -> Packed:
+    """Rows of `pack_rows` with their ids and property columns; failed rows move to `failures`, after those given."""
+    good = [i for i, row in enumerate(rows) if not isinstance(row, str)]
+    kept = [row for row in rows if not isinstance(row, str)]
+    return Packed(
+        atomic_numbers=np.concatenate([np.zeros(0, np.uint8), *(r[0] for r in kept)]),
+        num_atoms=np.array([len(r[0]) for r in kept], dtype=np.int32),
+        frac_coords=np.concatenate([np.zeros((0, 3)), *(r[1] for r in kept)]),
+        lattice=np.array([r[2] for r in kept], dtype=np.float64).reshape(-1, 3, 3),
+        ids=[ids[i] for i in good],
+        failures=[*failures, *((ids[i], row) for i, row in enumerate(rows) if isinstance(row, str))],
+        properties={name: np.asarray(values, dtype=np.float64)[good] for name, values in properties.items()},
+    )
+
+
+def save(packed: Packed, path: str | Path) -> None:
+    """Write one safetensors file, atomically; property columns are stored as `property.NAME`."""
+    from safetensors.numpy import save_file
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: getattr(packed, name) for name in ARRAYS}
+    arrays |= {f"property.{name}": values for name, values in packed.properties.items()}
+    metadata = {"ids": json.dumps(packed.ids), "failures": json.dumps(packed.failures), "version": str(FORMAT_VERSION)}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, metadata=metadata)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_packed(path: str | Path) -> Packed:
+    """Read a file of `save`; raises ValueError when it is not one, is damaged, or has another format version."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("version") != str(FORMAT_VERSION):
+                raise ValueError(f"{path}: packed format {metadata.get('version')}, this version reads {FORMAT_VERSION}")
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a packed file, or damaged ({error})") from None
+    failures = [(name, reason) for name, reason in json.loads(metadata["failures"])]
+    properties = {name[9:]: values for name, values in arrays.items() if name.startswith("property.")}
+    return Packed(**{k: arrays[k] for k in ARRAYS}, ids=json.loads(metadata["ids"]), failures=failures, properties=properties)
+
+
+def pack(
+    table: str | Path,
+    *,
+    split: str | None = None,
+    column: str | None = None,
+    id_column: str | None = None,
+    niggli: bool = True,
+    cache: str | Path | None = None,
+    processes: int | None = None,
+) -> tuple[Packed, str]:
+    """The structures of a parquet or csv table, from the cache if they are there, and the sha256 that names them.
+
+    split keeps the rows whose column `split` has that value. column holds CIF or POSCAR text (default: the first of
+    `cif`, `poscar`); id_column names the rows (default: the first of ID_COLUMNS, else the row number). Every numeric
+    column becomes a property. cache is a directory (default `~/.cache/atomsmith`); processes defaults to all cores.
+    """
+    table = Path(table)
+    options = dict(split=split, column=column, id_column=id_column, niggli=niggli, version=FORMAT_VERSION)
+    digest = hashlib.sha256(table.read_bytes() + json.dumps(options, sort_keys=True).encode()).hexdigest()
+    path = Path(cache or default_cache()).expanduser() / "packed" / f"{digest}.safetensors"
+    if path.exists():
+        try:
+            return load_packed(path), digest
+        except ValueError as error:
+            warnings.warn(f"packing again: {error}", stacklevel=2)
+    texts, ids, properties = read_table(table, split, column, id_column)
+    packed = assemble(pack_rows(texts, niggli, processes), ids, properties)
+    save(packed, path)
+    return packed, digest
+
+
+def default_cache() -> Path:
+    """~/.cache/atomsmith."""
+    return Path("~/.cache/atomsmith").expanduser()
+
+
+def read_table(
+    table: Path, split: str | None = None, column: str | None = None, id_column: str | None = None
+) -> tuple[list[str], list[str], dict[str, NDArray[np.float64]]]:
+    """Structure texts, ids and numeric columns of a parquet or csv table; the arguments are those of `pack`.
+
+    Raises ValueError naming a column or split that is missing and those that are there.
+    """
+    import pandas as pd
+
+    if table.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"table {table}: suffix '{table.suffix}'; allowed are .parquet and .csv")
+    as_text = dict.fromkeys((*TEXT_COLUMNS, *ID_COLUMNS, *([id_column] if id_column else [])), str)
+    frame = pd.read_parquet(table) if table.suffix == ".parquet" else pd.read_csv(table, dtype=as_text)
+    for name in (column, id_column, "split" if split else None):
+        if name and name not in frame:
+            raise ValueError(f"table {table} has no column '{name}'; it has {', '.join(map(str, frame))}")
+    column = column or next((name for name in TEXT_COLUMNS if name in frame), None)
+    if column is None:
+        raise ValueError(f"table {table} has no column {' or '.join(TEXT_COLUMNS)}; it has {', '.join(map(str, frame))}")
+    if split:
+        known = sorted(frame["split"].dropna().unique())
+        frame = frame[frame["split"] == split]
+        if frame.empty:
+            raise ValueError(f"table {table} has no rows of split '{split}'; it has {', '.join(map(str, known))}")
+    id_column = id_column or next((name for name in ID_COLUMNS if name in frame), None)
+    ids = [str(i) for i in (frame[id_column] if id_column else frame.index)]
+    numeric = frame.select_dtypes(["number", "bool"])
+    names = [name for name in sorted(numeric, key=str) if name != id_column and not str(name).startswith("Unnamed")]
+    properties = {str(name): numeric[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in names}
+    return [text if isinstance(text, str) else "" for text in frame[column]], ids, properties

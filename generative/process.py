@@ -1,0 +1,78 @@
+"""The noise of one field.
+
+Time runs from t = 0 (noise) to t = 1 (data). A process knows the noise on one field of a batch and nothing about
+networks; the training target and the reverse step live in one class because they must agree. In every signature
+R is the number of rows of the field, t and s are (B,) with t < s, and `rows` (chem.ragged.Rows) maps rows to
+structures. Displacements go through `rows.move`, so that a row confined to a subspace stays in it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from chem.ragged import Rows
+from generative.noise import Random
+
+
+class Process(nn.Module, ABC):
+    """Noise on one field: abstract, with three hooks that have a default (`loss`, `readout`, `correct`).
+
+    shape: trailing shape of a row. clamps: rows given when sampling hold the data in the state itself; False where
+    the state is not a noisy datum (the beliefs of a Bayesian flow), then only their predictions are given.
+    reads_prediction: `readout` wants one more network call at t = 1.
+    """
+
+    clamps: bool = True
+    corrects: bool = False
+    reads_prediction: bool = False
+
+    def __init__(self, shape: Sequence[int]):
+        super().__init__()
+        self.shape = tuple(shape)
+
+    @abstractmethod
+    def prior(self, like: Tensor, rows: Rows, generator: Random) -> Tensor:
+        """A draw at t = 0 with the shape (R, *shape) and dtype of `like`, which also anchors restricted rows."""
+
+    @abstractmethod
+    def corrupt(self, x: Tensor, t: Tensor, rows: Rows, generator: Random) -> tuple[Tensor, Tensor]:
+        """Noisy rows x_t and the target a network is trained to predict from them."""
+
+    @abstractmethod
+    def step(self, x_t: Tensor, prediction: Tensor, t: Tensor, s: Tensor, rows: Rows, generator: Random) -> Tensor:
+        """A draw of x_s given x_t and a prediction made at t."""
+
+    @abstractmethod
+    def oracle(self, x: Tensor, x_t: Tensor, t: Tensor, rows: Rows) -> Tensor:
+        """The prediction of a network that knew the data x: the conformance suite and given rows use it."""
+
+    def loss(self, prediction: Tensor, target: Tensor, t: Tensor, rows: Rows) -> Tensor:
+        """Loss of each row, (R,); by default the mean squared error over its entries."""
+        return (rows.project(prediction) - target).square().flatten(1).mean(1)
+
+    def correct(self, x_t: Tensor, prediction: Tensor, t: Tensor, rows: Rows, generator: Random) -> Tensor:
+        """A corrector at fixed t; called where `corrects` is True, with a prediction of its own."""
+        return x_t
+
+    def readout(self, x: Tensor, prediction: Tensor | None, rows: Rows) -> Tensor:
+        """The sample, from the state at t = 1 and, where `reads_prediction` is True, a prediction made there."""
+        return x
+
+
+class Fixed(Process):
+    """No noise: the field is given and stays as it is (composition in structure prediction, a frozen lattice)."""
+
+    def prior(self, like: Tensor, rows: Rows, generator: Random) -> Tensor:
+        return like
+
+    def corrupt(self, x: Tensor, t: Tensor, rows: Rows, generator: Random) -> tuple[Tensor, Tensor]:
+        return x, x
+
+    def step(self, x_t: Tensor, prediction: Tensor, t: Tensor, s: Tensor, rows: Rows, generator: Random) -> Tensor:
+        return x_t
+
+    def oracle(self, x: Tensor, x_t: Tensor, t: Tensor, rows: Rows) -> Tensor:
+        return x
