@@ -110,9 +110,9 @@ def refuse_unknown(values: Mapping[str, Any], known: tuple[str, ...], where: str
 
 
 def to_json(content: Any) -> bytes:
-    """Readable JSON with a final newline (NaN is kept: the mean of no values); raises ValueError for other objects."""
+    """Readable JSON with a final newline; raises ValueError for what JSON cannot hold, NaN included."""
     try:
-        return (json.dumps(content, indent=1) + "\n").encode()
+        return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError) as error:
         raise ValueError(f"checkpoint metadata must be plain JSON: {error}") from None
 

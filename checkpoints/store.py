@@ -46,7 +46,9 @@ class LoadedModel:
     training: dict[str, Any]
 
 
-def load(name_or_path: str | Path, device: str | torch.device = "auto", dtype: torch.dtype | None = None) -> LoadedModel:
+def load(
+    name_or_path: str | Path, device: str | torch.device = "auto", dtype: torch.dtype | None = None
+) -> LoadedModel:
     """A model by the name of a shipped checkpoint or from a folder, verified against its hashes.
 
     device "auto" is CUDA, else MPS, else the CPU. dtype None is float32, whatever the precision on disk. Raises
@@ -85,6 +87,7 @@ def save(
     from safetensors.torch import save as to_safetensors
 
     builders.to_config(builders.kind(kind).config, _plain(config), f"kind '{kind}'")
+    builders.to_statistics(_plain(statistics))
     tensors = {}
     for name, value in state_dict.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
@@ -129,7 +132,7 @@ def build_with(
     ):
         if names:
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            raise ValueError(f"weights in {where} do not fit the config: the file {problem} {', '.join(names[:4])}{more}")
+            raise ValueError(f"weights in {where} do not fit the config: file {problem} {', '.join(names[:4])}{more}")
     model.load_state_dict(dict(tensors))
     return model.eval()
 
@@ -151,7 +154,7 @@ def pick_device(device: str | torch.device) -> torch.device:
         try:
             return torch.device(device)
         except RuntimeError:
-            raise ValueError(f"device must be 'auto' or a torch device such as 'cpu' or 'cuda', got {device!r}") from None
+            raise ValueError(f"device must be 'auto' or a torch device such as 'cpu', got {device!r}") from None
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -30,13 +30,13 @@ def site_arrays(structure: Structure, name: str = "structure") -> tuple[NDArray,
 
     Raises ValueError, naming the structure and the site, for partial occupancy, vacancies and dummy species.
     """
-    from pymatgen.core import Element, Species
+    from pymatgen.core import DummySpecies
 
     numbers = np.empty(len(structure), dtype=np.int64)
     for i, site in enumerate(structure):
         if not site.is_ordered:
             raise ValueError(f"{name}: site {i} ({site.species_string}) is disordered; only full sites are allowed")
-        if not isinstance(site.specie, (Element, Species)):
+        if isinstance(site.specie, DummySpecies):
             raise ValueError(f"{name}: site {i} ({site.species_string}) is not a chemical element")
         numbers[i] = site.specie.Z
     return numbers, wrap(np.asarray(structure.frac_coords, dtype=np.float64).reshape(-1, 3))
@@ -75,7 +75,7 @@ def to_structures(batch: CrystalBatch) -> list[Structure]:
     """Every crystal of a batch as a pymatgen structure, in order; attached properties are left behind."""
     from pymatgen.core import Lattice, Structure
 
-    return [Structure(Lattice(lattice), numbers, frac) for numbers, frac, lattice in _split(batch)]
+    return [Structure(Lattice(lattice), numbers.tolist(), frac) for numbers, frac, lattice in _split(batch)]
 
 
 def from_ase(atoms: Sequence[Atoms]) -> CrystalBatch:
@@ -87,8 +87,9 @@ def from_ase(atoms: Sequence[Atoms]) -> CrystalBatch:
     for i, one in enumerate(atoms):
         cell = np.array(one.cell)
         if not all(one.pbc) or abs(np.linalg.det(cell)) < 1e-8:
-            formula = one.get_chemical_formula()
-            raise ValueError(f"atoms {i} ({formula}): pbc {one.pbc.tolist()}; a cell periodic in 3 directions is needed")
+            raise ValueError(
+                f"atoms {i} ({one.get_chemical_formula()}): pbc {one.pbc}; a cell periodic in 3D is needed"
+            )
         if not all(1 <= z <= 118 for z in one.numbers):
             raise ValueError(f"atoms {i} ({one.get_chemical_formula()}): atomic numbers must be 1..118")
         numbers.append(one.numbers)

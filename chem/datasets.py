@@ -7,18 +7,23 @@ CDVAE and its successors distribute (mp_20/train.csv, ...). Nothing is downloade
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from chem.crystals import CrystalBatch
-from chem.packing import Failure, default_cache, pack
+from chem.packing import Failure, Packed, default_cache, load_packed, pack
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SPLITS = ("train", "val", "test")
+PACKED_FILE, SPLITS_FILE = "packed.safetensors", "splits.json"  # of a folder made by prepare
+STATISTICS_FILE, FAILURES_FILE = "statistics.json", "failures.json"
 # name -> places under root, in the order in which they are tried; a place without {split} has a column `split`
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "mp20": ("mp20_{split}.parquet", "mp_20/{split}.csv"),
@@ -28,12 +33,17 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
 }
 
 
+class DataNotFoundError(FileNotFoundError, ValueError):
+    """A data set that is not on disk; the message names every place that was looked at."""
+
+
 @dataclass(frozen=True)
 class CrystalDataset:
     """One split of a data set, in memory: B crystals in the order of the file, Niggli cells, float64.
 
     batch carries every numeric column as a field per structure, NaN where missing. failures names the rows that could
-    not be read, (id, reason). sha256 is over the bytes of the source and the options of packing.
+    not be read, (id, reason); in a prepared folder or a made set they are those of all splits together. sha256 is over
+    the bytes of the source and the options of packing (of the packed file, for a prepared folder).
     """
 
     name: str
@@ -64,11 +74,11 @@ def load(
     processes: int | None = None,
     purpose: Literal["tuning", "report"] = "tuning",
 ) -> CrystalDataset:
-    """One split (train, val, test) of a data set by name, or of a folder made by `prepare`.
+    """One split (train, val, test) of a data set by name, or of a folder made by `prepare` (its path, or in `root`).
 
     The first call packs the file with `processes` processes (default: all cores) into `cache` (default
     ~/.cache/atomsmith), later calls read that. Raises ValueError for an unknown name, split or purpose, for the split
-    test unless purpose="report", and FileNotFoundError naming every place that was looked at.
+    test unless purpose="report", and DataNotFoundError naming every place that was looked at.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got '{split}'")
@@ -78,12 +88,58 @@ def load(
         raise ValueError("the split 'test' is for final numbers only: pass purpose='report', or tune on 'val'")
     if name in LAYOUTS:
         return _load_table(str(name), split, data_root(root), cache, processes)
-    raise ValueError(f"unknown data set '{name}'; known: {', '.join(LAYOUTS)}")
+    if name == "prototypes":
+        from chem.prototypes import build
+
+        packed = build()
+        return _part("prototypes", split, packed, split_rows(packed.ids)[split], _digest(packed))
+    for folder in (Path(name).expanduser(), data_root(root) / name):
+        if (folder / SPLITS_FILE).is_file():
+            return _load_prepared(folder, split)
+    known = ", ".join((*LAYOUTS, "prototypes"))
+    raise ValueError(f"unknown data set '{name}'; known: {known}, and folders made by prepare (with {SPLITS_FILE})")
 
 
-def _load_table(
-    name: str, split: str, root: Path, cache: str | Path | None, processes: int | None
-) -> CrystalDataset:
+def split_rows(
+    ids: Sequence[str], fractions: tuple[float, float, float] = (0.8, 0.1, 0.1), seed: int = 0
+) -> dict[str, list[int]]:
+    """Row numbers of train, val and test, by the order of a hash of (seed, id): the order of the rows is irrelevant.
+
+    Raises ValueError when the fractions are not three, negative, or do not add up to 1.
+    """
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
+        raise ValueError(f"split must be three fractions >= 0 that add up to 1, got {tuple(fractions)}")
+    order = sorted(range(len(ids)), key=lambda i: hashlib.sha256(f"{seed}/{ids[i]}".encode()).digest())
+    first, second = round(fractions[0] * len(ids)), round((fractions[0] + fractions[1]) * len(ids))
+    parts = (order[:first], order[first:second], order[second:])
+    return {name: sorted(rows) for name, rows in zip(SPLITS, parts, strict=True)}
+
+
+def _part(name: str, split: str, packed: Packed, rows: Sequence[int], digest: str) -> CrystalDataset:
+    import torch
+
+    batch = packed.batch().select(torch.tensor(rows, dtype=torch.long))
+    return CrystalDataset(name, split, batch, [packed.ids[i] for i in rows], packed.failures, digest)
+
+
+def _digest(packed: Packed) -> str:
+    """sha256 of elements, sizes and ids; geometry is left out, because its last digit may depend on the machine."""
+    content = packed.atomic_numbers.tobytes() + packed.num_atoms.tobytes() + json.dumps(packed.ids).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _load_prepared(folder: Path, split: str) -> CrystalDataset:
+    description = json.loads((folder / SPLITS_FILE).read_text())
+    content = folder / PACKED_FILE
+    if not content.is_file():
+        raise DataNotFoundError(f"data set '{folder}', split '{split}': looked for {content}; run prepare again")
+    digest = hashlib.sha256(content.read_bytes()).hexdigest()
+    if digest != description["sha256"]:
+        raise ValueError(f"{content}: not the file that {SPLITS_FILE} belongs to (sha256 {digest}); run prepare again")
+    return _part(description["name"], split, load_packed(content), description[split], digest)
+
+
+def _load_table(name: str, split: str, root: Path, cache: str | Path | None, processes: int | None) -> CrystalDataset:
     places = [root / place.format(split=split) for place in LAYOUTS[name]]
     reasons = []
     for place, pattern in zip(places, LAYOUTS[name], strict=True):
@@ -98,6 +154,6 @@ def _load_table(
         return CrystalDataset(name, split, packed.batch(), packed.ids, packed.failures, digest)
     looked = ", ".join(str(place) for place in places)
     because = f" ({'; '.join(reasons)})" if reasons else ""
-    raise FileNotFoundError(
+    raise DataNotFoundError(
         f"data set '{name}', split '{split}': looked for {looked}{because}; set root= or ATOMSMITH_DATA"
     )

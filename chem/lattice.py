@@ -9,6 +9,7 @@ it forgets rotation and handedness, exp(S) is the lattice in the symmetric gauge
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,9 @@ def niggli(lattice: Tensor, tolerance: float = 1e-5) -> tuple[Tensor, Tensor]:
         if not bool(torch.isfinite(cell).all()) or float(volume(cell)) < 1e-9:
             raise ValueError(f"lattice {i} cannot be reduced: its volume must be positive and finite")
         try:
-            reduced = spglib.niggli_reduce(cell.numpy(), eps=tolerance)
+            with warnings.catch_warnings():  # spglib announces a change of its error handling, on every call
+                warnings.simplefilter("ignore", DeprecationWarning)
+                reduced = spglib.niggli_reduce(cell.numpy(), eps=tolerance)
         except Exception as error:
             raise ValueError(f"lattice {i} cannot be reduced: {error}") from error
         if reduced is None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pickle
 import re
@@ -37,11 +38,12 @@ if TYPE_CHECKING:
     from chem.crystals import CrystalBatch
 
 FORMAT_VERSION = 1
-CHUNK = 1500  # rows per process start (0.6 s of imports against 2-3 s of parsing)
+CHUNK = 4000  # most rows of one process: its start costs as much as parsing 500
 ROW_SECONDS = 60  # a row that takes longer is a failure
 SERIAL_BELOW = 200  # fewer rows are not worth the start of a process
 RESERVED = ("num_nodes", "num_atoms", "ptr", "batch", "pos")
 ARRAYS = ("atomic_numbers", "num_atoms", "frac_coords", "lattice")
+TABLE_SUFFIXES = (".csv", ".parquet", ".pq")
 TEXT_COLUMNS = ("cif", "poscar")
 ID_COLUMNS = ("material_id", "id", "name", "jid")
 Failure = tuple[str, str]
@@ -82,12 +84,10 @@ class Packed:
 
 
 def reduced_arrays(structure: Structure, niggli: bool = True) -> tuple[NDArray, NDArray, NDArray]:
-    """atomic_numbers (N,), frac_coords (N, 3), lattice (3, 3) of the Niggli cell in the fixed orientation.
+    """atomic_numbers (N,), frac_coords (N, 3), right-handed lattice (3, 3) of the Niggli cell, in any orientation.
 
     Raises ValueError for disordered sites, no atoms, and cells that are not finite or have no volume.
     """
-    from pymatgen.core import Lattice
-
     if len(structure) == 0:
         raise ValueError("no atoms")
     matrix = structure.lattice.matrix
@@ -98,9 +98,10 @@ def reduced_arrays(structure: Structure, niggli: bool = True) -> tuple[NDArray, 
     if niggli:
         structure = structure.get_reduced_structure(reduction_algo="niggli")
     numbers, frac = site_arrays(structure)
-    if np.linalg.det(structure.lattice.matrix) < 0:  # the six parameters forget the hand: invert the basis first
-        frac = wrap(-frac)
-    return numbers.astype(np.uint8), frac, np.array(Lattice.from_parameters(*structure.lattice.parameters).matrix)
+    matrix = np.array(structure.lattice.matrix)
+    if np.linalg.det(matrix) < 0:  # inverting basis and coordinates changes neither crystal nor cell parameters
+        matrix, frac = -matrix, wrap(-frac)
+    return numbers.astype(np.uint8), frac, matrix
 
 
 def parse(text: str) -> Structure:
@@ -122,7 +123,8 @@ def pack_rows(texts: Sequence[str | Structure], niggli: bool = True, processes: 
         raise ValueError(f"processes must be at least 1, got {processes}")
     if processes == 1 or len(texts) < SERIAL_BELOW:
         return [_row(text, niggli) for text in texts]
-    size = min(CHUNK, -(-len(texts) // processes))
+    rounds = math.ceil(len(texts) / (processes * CHUNK))
+    size = math.ceil(len(texts) / (processes * rounds))  # equal chunks, so that all processes end together
     chunks = [list(texts[i : i + size]) for i in range(0, len(texts), size)]
     with ThreadPoolExecutor(processes) as pool:  # each thread waits for one process
         return [row for rows in pool.map(lambda chunk: _in_process(chunk, niggli), chunks) for row in rows]
@@ -148,8 +150,7 @@ def _in_process(texts: list, niggli: bool) -> list[Row]:
         done = subprocess.run(
             [sys.executable, "-c", "from chem.packing import _serve; _serve()"],
             input=pickle.dumps((texts, niggli)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             env=environment,
             timeout=120 + 2 * ROW_SECONDS + len(texts),
         )
@@ -191,14 +192,22 @@ def _row_in_time(text: str | Structure, niggli: bool) -> Row:
 def assemble(
     rows: Sequence[Row], ids: Sequence[str], properties: Mapping[str, NDArray], failures: Sequence[Failure] = ()
 ) -> Packed:
-    """Rows of `pack_rows` with their ids and property columns; failed rows move to `failures`, after those given."""
+    """Rows of `pack_rows` with their ids and property columns; failed rows move to `failures`, after those given.
+
+    Every lattice is rebuilt from its six parameters, which turns it into the fixed orientation.
+    """
+    import torch
+
+    from chem.lattice import from_parameters, parameters
+
     good = [i for i, row in enumerate(rows) if not isinstance(row, str)]
     kept = [row for row in rows if not isinstance(row, str)]
+    lattice = torch.from_numpy(np.array([r[2] for r in kept], dtype=np.float64).reshape(-1, 3, 3))
     return Packed(
         atomic_numbers=np.concatenate([np.zeros(0, np.uint8), *(r[0] for r in kept)]),
         num_atoms=np.array([len(r[0]) for r in kept], dtype=np.int32),
         frac_coords=np.concatenate([np.zeros((0, 3)), *(r[1] for r in kept)]),
-        lattice=np.array([r[2] for r in kept], dtype=np.float64).reshape(-1, 3, 3),
+        lattice=from_parameters(*parameters(lattice)).numpy(),
         ids=[ids[i] for i in good],
         failures=[*failures, *((ids[i], row) for i, row in enumerate(rows) if isinstance(row, str))],
         properties={name: np.asarray(values, dtype=np.float64)[good] for name, values in properties.items()},
@@ -230,13 +239,14 @@ def load_packed(path: str | Path) -> Packed:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("version") != str(FORMAT_VERSION):
-                raise ValueError(f"{path}: packed format {metadata.get('version')}, this version reads {FORMAT_VERSION}")
+                raise ValueError(f"{path}: packed format {metadata.get('version')}; {FORMAT_VERSION} is needed")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a packed file, or damaged ({error})") from None
     failures = [(name, reason) for name, reason in json.loads(metadata["failures"])]
     properties = {name[9:]: values for name, values in arrays.items() if name.startswith("property.")}
-    return Packed(**{k: arrays[k] for k in ARRAYS}, ids=json.loads(metadata["ids"]), failures=failures, properties=properties)
+    ids = json.loads(metadata["ids"])
+    return Packed(**{k: arrays[k] for k in ARRAYS}, ids=ids, failures=failures, properties=properties)
 
 
 def pack(
@@ -264,7 +274,7 @@ def pack(
             return load_packed(path), digest
         except ValueError as error:
             warnings.warn(f"packing again: {error}", stacklevel=2)
-    texts, ids, properties = read_table(table, split, column, id_column)
+    texts, ids, properties, _ = read_table(table, split, column, id_column)
     packed = assemble(pack_rows(texts, niggli, processes), ids, properties)
     save(packed, path)
     return packed, digest
@@ -277,23 +287,26 @@ def default_cache() -> Path:
 
 def read_table(
     table: Path, split: str | None = None, column: str | None = None, id_column: str | None = None
-) -> tuple[list[str], list[str], dict[str, NDArray[np.float64]]]:
-    """Structure texts, ids and numeric columns of a parquet or csv table; the arguments are those of `pack`.
+) -> tuple[list[str], list[str], dict[str, NDArray[np.float64]], list[str]]:
+    """Structure texts, ids, numeric columns and names of the columns left out, of a parquet or csv table.
+
+    The arguments are those of `pack`; a missing text is an empty one, a missing number NaN.
 
     Raises ValueError naming a column or split that is missing and those that are there.
     """
     import pandas as pd
 
-    if table.suffix not in (".parquet", ".csv"):
-        raise ValueError(f"table {table}: suffix '{table.suffix}'; allowed are .parquet and .csv")
+    if table.suffix not in TABLE_SUFFIXES:
+        raise ValueError(f"table {table}: suffix '{table.suffix}'; allowed are {', '.join(TABLE_SUFFIXES)}")
     as_text = dict.fromkeys((*TEXT_COLUMNS, *ID_COLUMNS, *([id_column] if id_column else [])), str)
-    frame = pd.read_parquet(table) if table.suffix == ".parquet" else pd.read_csv(table, dtype=as_text)
+    frame = pd.read_csv(table, dtype=as_text) if table.suffix == ".csv" else pd.read_parquet(table)
+    there = ", ".join(map(str, frame))
     for name in (column, id_column, "split" if split else None):
         if name and name not in frame:
-            raise ValueError(f"table {table} has no column '{name}'; it has {', '.join(map(str, frame))}")
+            raise ValueError(f"table {table} has no column '{name}'; it has {there}")
     column = column or next((name for name in TEXT_COLUMNS if name in frame), None)
     if column is None:
-        raise ValueError(f"table {table} has no column {' or '.join(TEXT_COLUMNS)}; it has {', '.join(map(str, frame))}")
+        raise ValueError(f"table {table} has no column {' or '.join(TEXT_COLUMNS)}; it has {there}")
     if split:
         known = sorted(frame["split"].dropna().unique())
         frame = frame[frame["split"] == split]
@@ -301,7 +314,8 @@ def read_table(
             raise ValueError(f"table {table} has no rows of split '{split}'; it has {', '.join(map(str, known))}")
     id_column = id_column or next((name for name in ID_COLUMNS if name in frame), None)
     ids = [str(i) for i in (frame[id_column] if id_column else frame.index)]
-    numeric = frame.select_dtypes(["number", "bool"])
-    names = [name for name in sorted(numeric, key=str) if name != id_column and not str(name).startswith("Unnamed")]
-    properties = {str(name): numeric[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in names}
-    return [text if isinstance(text, str) else "" for text in frame[column]], ids, properties
+    named = [n for n in sorted(frame, key=str) if n not in (column, id_column) and not str(n).startswith("Unnamed")]
+    numeric = [n for n in named if pd.api.types.is_numeric_dtype(frame[n])]  # bool is one
+    properties = {str(n): frame[n].to_numpy(dtype=np.float64, na_value=np.nan) for n in numeric}
+    texts = [text if isinstance(text, str) else "" for text in frame[column]]
+    return texts, ids, properties, [str(n) for n in named if n not in numeric]

@@ -217,7 +217,9 @@ class RaggedBatch(Data):
                 raise IndexError(f"structure {key} of a batch of {len(self)}")
             key = [key % len(self)]
         everything = torch.arange(self.num_structures, device=self._store["num_atoms"].device)
-        return self.select(everything[torch.as_tensor(key) if isinstance(key, (list, tuple)) else key])
+        if isinstance(key, (list, tuple)):
+            key = torch.as_tensor(key) if key else slice(0, 0)
+        return self.select(everything[key].reshape(-1))
 
     def __len__(self) -> int:
         return self.num_structures

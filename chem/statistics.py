@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from chem.crystals import CrystalBatch
+from chem.lattice import parameters, volume
 
 Triple = tuple[float, float, float]
 
@@ -54,18 +54,18 @@ class Statistics:
             if name not in batch.fields:
                 raise ValueError(f"statistics need the field '{name}'; the batch has {', '.join(batch.fields)}")
         lattice, counts = batch["lattice"].double(), batch["num_atoms"]
-        lengths = lattice.norm(dim=-1)
-        volume_per_atom = torch.linalg.det(lattice).abs() / counts
+        lengths, angles = parameters(lattice)
+        log_volume = (volume(lattice) / counts).log()
         return cls(
             num_structures=len(batch),
             num_atoms=_histogram(counts),
             elements=_histogram(batch["atomic_numbers"]),
             log_length_mean=_triple(lengths.log().mean(0)),
             log_length_std=_triple(lengths.log().std(0, correction=0)),
-            angle_mean=_triple(_angles(lattice).mean(0)),
-            angle_std=_triple(_angles(lattice).std(0, correction=0)),
-            volume_per_atom_mean=float(volume_per_atom.log().mean()),
-            volume_per_atom_std=float(volume_per_atom.log().std(correction=0)),
+            angle_mean=_triple(angles.mean(0)),
+            angle_std=_triple(angles.std(0, correction=0)),
+            volume_per_atom_mean=float(log_volume.mean()),
+            volume_per_atom_std=float(log_volume.std(correction=0)),
             properties={name: _property(batch[name]) for name in _property_names(batch)},
         )
 
@@ -87,7 +87,7 @@ class Statistics:
         if wrong or missing:
             what = f"unknown key '{wrong[0]}'" if wrong else f"missing key '{missing[0]}'"
             raise ValueError(f"statistics: {what}; known: {', '.join(known)}")
-        out = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()}
+        out: dict[str, Any] = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()}
         for name in ("num_atoms", "elements"):
             out[name] = {int(key): int(value) for key, value in values[name].items()}
         out["properties"] = {name: _property_from(name, column) for name, column in values["properties"].items()}
@@ -110,7 +110,8 @@ def _property_from(name: str, values: Mapping[str, Any]) -> PropertyStatistics:
     known = {f.name for f in fields(PropertyStatistics)}
     if set(values) != known:
         raise ValueError(f"statistics: property '{name}' has keys {sorted(values)}; needed: {', '.join(sorted(known))}")
-    return PropertyStatistics(**{k: float("nan") if v is None else v for k, v in values.items()})
+    mean, std = (float("nan") if values[k] is None else float(values[k]) for k in ("mean", "std"))
+    return PropertyStatistics(int(values["count"]), mean, std)
 
 
 def _histogram(values: Tensor) -> dict[int, int]:
@@ -121,9 +122,3 @@ def _histogram(values: Tensor) -> dict[int, int]:
 def _triple(values: Tensor) -> Triple:
     a, b, c = values.tolist()
     return a, b, c
-
-
-def _angles(lattice: Tensor) -> Tensor:
-    unit = lattice / lattice.norm(dim=-1, keepdim=True)
-    cosine = torch.stack([(unit[:, i] * unit[:, j]).sum(-1) for i, j in ((1, 2), (0, 2), (0, 1))], -1)
-    return torch.rad2deg(cosine.clamp(-1, 1).arccos())

@@ -28,11 +28,12 @@ CHUNK_ENTRIES = 2**20  # entries of one edge tensor: 4 MiB in float32
 
 
 class Pairs(NamedTuple):
-    """Fourier features of the unordered pairs of one chunk, and the map from its n x n edges to their terms."""
+    """Fourier features of one chunk: for unordered pairs with the map `edge` from its n x n edges to their terms, or
+    for every edge, sines and cosines side by side in `sin`, where `edge` is None."""
 
     sin: Tensor
-    cos: Tensor
-    edge: Tensor
+    cos: Tensor | None
+    edge: Tensor | None
 
 
 def plan_of(net: CSPNet, batch: CrystalBatch) -> Plan:
@@ -68,19 +69,27 @@ def pair_features(frac: Tensor, plan: Plan, frequencies: int, dtype: torch.dtype
     # the integer part is dropped before rounding: at k = 127 it would cost two digits of the phase
     angle = (2 * math.pi * (turns - turns.floor()).to(frac.dtype)).flatten(1)
     sin, cos = angle.sin(), angle.cos()
-    return [_chunk_pairs(sin[c.atoms], cos[c.atoms], c, dtype) for c in plan.chunks]
+    sizes = [c.count * c.n for c in plan.chunks]
+    # in bf16 the gather of the pair form costs more than the product it saves
+    build = _every_edge if dtype == torch.bfloat16 else _unordered_pairs
+    parts = zip(plan.chunks, sin.split(sizes), cos.split(sizes), strict=True)
+    return [build(s.view(c.count, c.n, -1), k.view(c.count, c.n, -1), c.n, dtype) for c, s, k in parts]
 
 
-def _chunk_pairs(sin: Tensor, cos: Tensor, chunk: Chunk, dtype: torch.dtype) -> Pairs:
-    i, j = torch.triu_indices(chunk.n, chunk.n, 1, device=sin.device)
-    sin, cos = sin.view(chunk.count, chunk.n, -1), cos.view(chunk.count, chunk.n, -1)
+def _unordered_pairs(sin: Tensor, cos: Tensor, n: int, dtype: torch.dtype) -> Pairs:
+    i, j = torch.triu_indices(n, n, 1, device=sin.device)
     sin_i, cos_i, sin_j, cos_j = sin[:, i], cos[:, i], sin[:, j], cos[:, j]
-    odd = sin_j * cos_i - cos_j * sin_i
-    even = cos_j * cos_i + sin_j * sin_i
-    edge = torch.full((chunk.n, chunk.n), 2 * len(i), device=sin.device)
+    edge = torch.full((n, n), 2 * len(i), device=sin.device)
     edge[i, j] = torch.arange(len(i), device=sin.device)
-    edge[j, i] = torch.arange(len(i), device=sin.device) + len(i)
+    edge[j, i] = edge[i, j] + len(i)
+    odd, even = sin_j * cos_i - cos_j * sin_i, cos_j * cos_i + sin_j * sin_i
     return Pairs(odd.to(dtype), even.to(dtype), edge.flatten())
+
+
+def _every_edge(sin: Tensor, cos: Tensor, n: int, dtype: torch.dtype) -> Pairs:
+    sin_i, cos_i, sin_j, cos_j = sin.unsqueeze(2), cos.unsqueeze(2), sin.unsqueeze(1), cos.unsqueeze(1)
+    odd, even = sin_j * cos_i - cos_j * sin_i, cos_j * cos_i + sin_j * sin_i
+    return Pairs(torch.cat([odd, even], -1).to(dtype), None, None)
 
 
 def edge_means(
@@ -90,21 +99,32 @@ def edge_means(
     first, second = layer.edge_mlp[0], layer.edge_mlp[2]
     hidden = u.shape[1]
     receive, send, metric, fourier = first.weight.split([hidden, hidden, 9, 6 * frequencies], 1)
-    sine, cosine = fourier.unflatten(1, (2, 3, frequencies)).unbind(1)
-    bias = first.bias + cosine[:, :, 0].sum(1)
-    sine, cosine = sine[:, :, 1:].flatten(1).to(dtype), cosine[:, :, 1:].flatten(1).to(dtype)
+    fourier = fourier.unflatten(1, (2, 3, frequencies))
+    bias = first.bias + fourier[:, 1, :, 0].sum(1)
+    waves = fourier[:, :, :, 1:].flatten(1).to(dtype)
     # two node products in one; the lattice term is per structure
-    received, sent = linear(u.to(dtype), torch.cat([receive, send])).split(hidden, 1)
-    received = received + F.linear(gram, metric, bias).to(dtype)[plan.owner]
-    diagonal = cosine.sum(1)
+    nodes = linear(u.to(dtype), torch.cat([receive, send]))
+    sizes = [c.count * c.n for c in plan.chunks]
+    received = nodes[:, :hidden] + F.linear(gram, metric, bias).to(dtype)[plan.owner]
     weight, shift = second.weight.to(dtype), second.bias.to(dtype)
     means = []
-    for chunk, (odd, even, edge) in zip(plan.chunks, pairs, strict=True):
-        shape = (chunk.count, chunk.n, hidden)
-        s, c = F.linear(odd, sine), F.linear(even, cosine)
-        terms = torch.cat([c + s, c - s, diagonal.expand(chunk.count, 1, hidden)], 1)
-        pre = terms[:, edge].view(chunk.count, chunk.n, chunk.n, hidden)
-        pre = pre + received[chunk.atoms].view(shape).unsqueeze(2) + sent[chunk.atoms].view(shape).unsqueeze(1)
+    parts = zip(plan.chunks, pairs, received.split(sizes), nodes[:, hidden:].split(sizes), strict=True)
+    for chunk, features, to, of in parts:
+        pre = edge_terms(features, waves, chunk)
+        pre = pre + to.view(chunk.count, chunk.n, 1, hidden)
+        pre = pre + of.view(chunk.count, 1, chunk.n, hidden)
         message = F.silu(F.linear(F.silu(pre), weight, shift))
-        means.append(message.mean(2, dtype=u.dtype).flatten(0, 1))
+        # sum, then scale: the gradient of a mean would be written out for every edge
+        means.append((message.sum(2) / chunk.n).flatten(0, 1))
     return torch.cat(means)
+
+
+def edge_terms(features: Pairs, waves: Tensor, chunk: Chunk) -> Tensor:
+    """WF F_ij of every edge of a chunk, (count, n, n, H)."""
+    if features.edge is None:
+        return F.linear(features.sin, waves)
+    sine, cosine = waves.chunk(2, 1)
+    s, c = F.linear(features.sin, sine), F.linear(features.cos, cosine)
+    diagonal = cosine.sum(1).expand(chunk.count, 1, -1)
+    terms = torch.cat([c + s, c - s, diagonal], 1)
+    return terms[:, features.edge].view(chunk.count, chunk.n, chunk.n, -1)

