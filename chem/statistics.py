@@ -122,3 +122,11 @@ def _histogram(values: Tensor) -> dict[int, int]:
 def _triple(values: Tensor) -> Triple:
     a, b, c = values.tolist()
     return a, b, c
+
+
+def new_elements(statistics: Statistics, batch: CrystalBatch) -> list[str]:
+    """Symbols of the elements of a batch that the training set of `statistics` lacks, by atomic number."""
+    from pymatgen.core import Element
+
+    numbers = sorted(set(batch["atomic_numbers"].unique().tolist()) - set(statistics.elements))
+    return [Element.from_Z(z).symbol for z in numbers]

@@ -114,7 +114,7 @@ class Denoiser(Generator):
         """Network calls of one sampling run: one a step, two where a corrector runs, one more for a readout."""
         processes = self.noisy.values()
         per_step = 1 + (correct and any(p.corrects for p in processes))
-        return per_step * (steps or self.steps) + any(p.reads_prediction for p in processes)
+        return per_step * (self.steps if steps is None else steps) + any(p.reads_prediction for p in processes)
 
     def losses(self, batch: RaggedBatch, t: Tensor, generator: Random = None) -> dict[str, Tensor]:
         """Loss of each row of each noisy field, (R,), at times t (B,); unweighted."""
@@ -159,7 +159,7 @@ class Denoiser(Generator):
 
     def _predict(self, state: RaggedBatch, t: Tensor, clean: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The network's predictions, replaced by the oracle's in given rows."""
-        prediction = self.network(state, t)
+        prediction = dict(self.network(state, t))
         for field, known in clean.items():
             truth = self.processes[field].oracle(known, state[field], t, state.rows(field))
             given = state[f"{field}_given"].reshape(-1, *[1] * (truth.dim() - 1))
@@ -174,7 +174,7 @@ class Denoiser(Generator):
 
         template: num_atoms and the given fields. correct: run the correctors of the processes that have one.
         """
-        grid = self.times.grid(steps or self.steps).to(self.device, self.dtype)
+        grid = self.times.grid(self.steps if steps is None else steps).to(self.device, self.dtype)
         grid = grid.unsqueeze(1).expand(-1, template.num_structures)
         state, clean = self._start(template, generator)
         noisy = self.noisy

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,23 @@ def loggers_for(out: Path, settings: dict[str, Any]) -> list[Logger]:
 
         loggers.append(WandbLogger(project="atomsmith", save_dir=logs, config=settings))
     return loggers
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Lightning's hardware report, advertisements and warnings about its own internals; undone at the end."""
+    talkers = [logging.getLogger(f"lightning.{part}.utilities.rank_zero") for part in ("pytorch", "fabric")]
+    levels = [logger.level for logger in talkers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated")
+        warnings.filterwarnings("ignore", module=r"lightning\.")
+        for logger in talkers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(talkers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def read_curves(out: Path) -> list[dict[str, float]]:

@@ -1,6 +1,6 @@
 """Random numbers that do not depend on how samples are batched.
 
-Every function that draws takes `generator`: None (torch's global state), a `torch.Generator`, or `UnitStreams`.
+Every function that draws takes `generator`: None (torch's global state), a `torch.Generator`, `UnitStreams` or `Share`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,27 @@ class UnitStreams:
         return torch.cat(out)
 
 
-Random = torch.Generator | UnitStreams | None
+class Share:
+    """One rank's part of the draws for a batch that `world` ranks share: rank r holds every world-th structure.
+
+    Every rank draws for all structures and keeps its own, so that a structure's numbers do not depend on the number of
+    ranks; one rank alone draws what the generator by itself would. num_atoms: (B,) of the batch of all ranks.
+    """
+
+    def __init__(self, generator: torch.Generator, num_atoms: Tensor, rank: int, world: int):
+        counts = num_atoms.to(generator.device)
+        mine = torch.arange(len(counts), device=counts.device) % world == rank
+        self.generator = generator
+        self._kept = {"structure": mine, "atom": mine.repeat_interleave(counts)}
+
+    def draw(self, sampler: Callable[..., Tensor], rows: Rows, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """`sampler` (torch.randn or torch.rand) for all structures, cut to this rank's rows, (R, *shape)."""
+        kept = self._kept[rows.level]
+        device = self.generator.device
+        return sampler(len(kept), *shape, generator=self.generator, dtype=dtype, device=device)[kept]
+
+
+Random = torch.Generator | UnitStreams | Share | None
 
 
 def mix(*numbers: int) -> int:
@@ -56,7 +76,7 @@ def mix(*numbers: int) -> int:
 
 
 def _draw(sampler: Callable, rows: Rows, shape: Sequence[int], dtype: torch.dtype, generator: Random) -> Tensor:
-    if isinstance(generator, UnitStreams):
+    if isinstance(generator, UnitStreams | Share):
         return generator.draw(sampler, rows, shape, dtype)
     device = rows.index.device
     return sampler(len(rows.index), *shape, generator=generator, dtype=dtype, device=device)

@@ -35,7 +35,10 @@ class Process(nn.Module, ABC):
 
     @abstractmethod
     def prior(self, like: Tensor, rows: Rows, generator: Random) -> Tensor:
-        """A draw at t = 0 with the shape (R, *shape) and dtype of `like`, which also anchors restricted rows."""
+        """A draw at t = 0 with the shape (R, *shape) of `like`, which also anchors restricted rows, and its dtype.
+
+        Classes are int64 whatever `like` is: where nothing is known of the field it holds floating zeros.
+        """
 
     @abstractmethod
     def corrupt(self, x: Tensor, t: Tensor, rows: Rows, generator: Random) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,14 +11,19 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from chem.ragged import RaggedBatch
-from generative.batches import Batches, InOrder
-from generative.callbacks import AtomicIO, Ema, ExportBest
+from generative.batches import Loaders
+from generative.callbacks import AtomicIO, Ema, ExportBest, Saver, newest, strip
 from generative.generator import Denoiser
-from generative.noise import mix
+from generative.loggers import loggers_for, quiet
+from generative.noise import Share, mix
+
+Parts = dict[str, Tensor]
+NEVER = 10**12  # epochs between Lightning's own steps of the plateau schedule
 
 
 @dataclass(frozen=True)
@@ -65,44 +71,67 @@ class Training(LightningModule):
         self.denoiser, self.settings, self.seed, self.total_steps = denoiser, settings, seed, total_steps
         self.names = names
 
-    def _parts(self, batch: RaggedBatch, generator: torch.Generator, t: Tensor | None) -> dict[str, Tensor]:
-        """Each field's loss: the sum over this process's rows over the count of all processes' rows, times world."""
-        model = self.denoiser
-        if t is None:
-            u = torch.rand(len(batch), generator=generator, device=self.device, dtype=model.dtype)
-            t = model.times.draw(u)
-        rows = model.losses(batch, t, generator)
+    @property
+    def loaders(self) -> Loaders:
+        """The data module of the run."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def _parts(self, batch: RaggedBatch, seed: int, everyone: Tensor, data: RaggedBatch, even: bool) -> Parts:
+        """Each field's loss: the sum over this process's rows over the count of all processes' rows, times world.
+
+        Noise and times are drawn for the structures `everyone` (of `data`) that all processes hold, in that order, so
+        that they do not depend on the number of processes. even: times that cover [0, 1) evenly.
+        """
+        model, rank, world = self.denoiser, self.global_rank, self.trainer.world_size
+        generator = torch.Generator(self.device).manual_seed(seed)
+        if even:
+            place = torch.randperm(len(everyone), generator=generator, device=self.device)
+            u = (place.to(model.dtype) + 0.5) / len(everyone)
+        else:
+            u = torch.rand(len(everyone), generator=generator, device=self.device, dtype=model.dtype)
+        share = generator if world == 1 else Share(generator, data["num_atoms"][everyone], rank, world)
+        t = model.times.draw(u[rank::world])
+        # a validation may end with fewer structures than processes
+        rows = model.losses(batch, t, share) if len(batch) else {f: t for f in model.noisy}
         counts = torch.tensor([float(len(r)) for r in rows.values()], device=self.device)
-        world = self.trainer.world_size
         if world > 1:
             torch.distributed.all_reduce(counts)
         parts = {f: r.sum() * world / n for (f, r), n in zip(rows.items(), counts, strict=True)}
         parts["total"] = torch.stack([model.weights[f] * value for f, value in parts.items()]).sum()
         return parts
 
+    def on_train_start(self) -> None:
+        # a run that stopped within a step had fetched that step's batch already
+        self.loaders.training.goto(self.global_step)
+
     def training_step(self, batch: RaggedBatch, batch_idx: int) -> Tensor:
-        noise = torch.Generator(self.device).manual_seed(mix(self.seed, self.global_step, self.global_rank))
-        parts = self._parts(batch, noise, None)
+        step, loader = self.global_step, self.loaders.training
+        parts = self._parts(batch, mix(self.seed, step, 0), loader.everyone(step), loader.data, even=False)
         if not torch.isfinite(parts["total"]):
             names = ", ".join(self.names[i] for i in batch["index"].tolist())
-            raise NonFiniteLoss(f"the loss of step {self.global_step} is {parts['total'].item()}; its structures: {names}")
+            raise NonFiniteLoss(f"the loss of step {step} is {parts['total'].item()}; its structures: {names}")
         self.log_dict({f"train/{f}": v.detach() for f, v in parts.items()}, batch_size=len(batch))
         return parts["total"]
 
     def validation_step(self, batch: RaggedBatch, batch_idx: int) -> None:
-        """Fixed noise, and times that cover [0, 1) evenly: the same numbers at every validation."""
-        noise = torch.Generator(self.device).manual_seed(mix(self.seed, batch_idx, 2**32 + self.global_rank))
-        place = torch.randperm(len(batch), generator=noise, device=self.device)
-        t = self.denoiser.times.draw((place.to(self.denoiser.dtype) + 0.5) / len(batch))
-        parts = self._parts(batch, noise, t)
-        self.log_dict({f"val/{f}": v for f, v in parts.items()}, batch_size=len(batch), sync_dist=True)
+        """Fixed noise and evenly spread times: the same numbers at every validation."""
+        loader = self.loaders.validation
+        everyone = loader.everyone(batch_idx)
+        parts = self._parts(batch, mix(self.seed, batch_idx, 2**32), everyone, loader.data, even=True)
+        self.log_dict({f"val/{f}": v for f, v in parts.items()}, batch_size=len(everyone), sync_dist=True)
+
+    def on_validation_end(self) -> None:
+        # Lightning would step it after the checkpoint of the epoch's end, and not again when that is resumed
+        plateau = self.lr_schedulers()
+        if isinstance(plateau, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            plateau.step(self.trainer.callback_metrics["val/total"])
 
     def configure_optimizers(self) -> Any:
         s = self.settings
         optimizer = torch.optim.AdamW(self.parameters(), lr=s.lr, weight_decay=s.weight_decay)
         if s.schedule == "plateau":
             plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.6, patience=30, min_lr=1e-4)
-            scheduler = {"scheduler": plateau, "monitor": "val/total", "interval": "epoch", "frequency": s.val_every}
+            scheduler = {"scheduler": plateau, "monitor": "val/total", "interval": "epoch", "frequency": NEVER}
         else:
             cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, self._cosine)
             scheduler = {"scheduler": cosine, "interval": "step"}
@@ -130,45 +159,33 @@ def fit(
     threads. `write` receives the averaged weights at each new best validation. The global random state is untouched.
     Raises NonFiniteLoss naming the structures of the batch; SystemExit(75) after SIGTERM, with a checkpoint written.
     """
-    from generative.loggers import loggers_for
-
+    loaders = Loaders(train, val, settings.batch_size, seed)
     steps = settings.epochs * (len(train) // settings.batch_size)
     denoiser.network.products = torch.bfloat16 if settings.precision == "bf16" else None
     module = Training(denoiser, settings, seed, steps, names or [str(i) for i in range(len(train))])
     ema = Ema(settings.ema)
-    saver = ModelCheckpoint(
-        dirpath=out / "checkpoints",
-        filename="{step}",
-        every_n_train_steps=settings.save_every,
-        save_on_exception=True,
-        enable_version_counter=False,
-    )
-    trainer = Trainer(
-        max_epochs=settings.epochs,
-        callbacks=[ema, ExportBest(ema, write), saver],
-        plugins=[AtomicIO()],
-        logger=loggers_for(out, asdict(settings)),
-        check_val_every_n_epoch=settings.val_every,
-        gradient_clip_val=settings.clip_value or None,
-        gradient_clip_algorithm="value",
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        log_every_n_steps=20,
-        **trainer_options,
-    )
-    rank, world = trainer.global_rank, trainer.world_size
-    loader = Batches(train, settings.batch_size, seed, rank, world)
-    with torch.random.fork_rng():
-        trainer.fit(
-            module, loader, InOrder(val, settings.batch_size, rank, world), ckpt_path=newest(out), weights_only=True
+    callbacks: list[Any] = [ema, ExportBest(ema, write), Saver(out / "checkpoints", settings.save_every)]
+    if trainer_options.setdefault("enable_progress_bar", sys.stdout.isatty()):
+        callbacks.append(RichProgressBar())
+    with quiet(), torch.random.fork_rng():
+        trainer = Trainer(
+            max_epochs=settings.epochs,
+            callbacks=callbacks,
+            plugins=[AtomicIO()],
+            logger=loggers_for(out, asdict(settings)),
+            check_val_every_n_epoch=settings.val_every,
+            gradient_clip_val=settings.clip_value or None,
+            gradient_clip_algorithm="value",
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            log_every_n_steps=20,
+            **trainer_options,
         )
-    if trainer.received_sigterm:
-        raise SystemExit(75)
+        try:
+            trainer.fit(module, datamodule=loaders, ckpt_path=newest(out), weights_only=True)
+        except SIGTERMException:
+            raise SystemExit(75) from None
+    # Lightning leaves the raw weights where there was nothing left to train
+    denoiser.load_state_dict(strip(ema.averaged()) or denoiser.state_dict())
     return trainer
-
-
-def newest(out: Path) -> Path | None:
-    """The checkpoint of the largest step under out/checkpoints, or None."""
-    found = (out / "checkpoints").glob("step=*.ckpt")
-    return max(found, key=lambda p: int(p.stem.removeprefix("step=")), default=None)

@@ -13,3 +13,33 @@ def data_root() -> Path:
     if not root:
         pytest.skip("no data: ATOMSMITH_DATA is not set")
     return Path(root).resolve()
+
+
+def _tiny(folder, task: str) -> str:
+    """A checkpoint of a tiny DiffCSP with random weights and the statistics of the built-in prototypes."""
+    import torch
+
+    import checkpoints
+    from chem import datasets
+    from chem.statistics import Statistics
+    from generative.models.diffcsp import DiffCSPConfig, build
+
+    config = DiffCSPConfig(task=task, hidden=16, layers=2, frequencies=4)  # type: ignore[arg-type]
+    statistics = Statistics.compute(datasets.load("prototypes", "train").batch)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build(config, statistics)
+    checkpoints.save(folder, "diffcsp", config, statistics, model.state_dict(), dtype=torch.float32)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_csp(tmp_path_factory) -> str:
+    """Folder of a tiny structure-prediction model."""
+    return _tiny(tmp_path_factory.mktemp("models") / "tiny-csp", "csp")
+
+
+@pytest.fixture(scope="session")
+def tiny_ab_initio(tmp_path_factory) -> str:
+    """Folder of a tiny ab initio model."""
+    return _tiny(tmp_path_factory.mktemp("models") / "tiny-ab-initio", "ab-initio")

@@ -90,7 +90,7 @@ class CSPNet(Network):
         return self.atom_latent_emb(torch.cat([self.node_embedding(given), time], 1))
 
     def heads(self, h: Tensor, lattice: Tensor, rows: Rows) -> dict[str, Tensor]:
-        """Predictions from the final node state (M, H); the lattice head multiplies the lattice, so it rotates with it."""
+        """Predictions from the final node state (M, H); the lattice head multiplies the lattice: it rotates with it."""
         h = self.final_layer_norm(h)
         matrix = self.lattice_out(rows.mean(h)).reshape(-1, 3, 3)
         out = {"frac_coords": self.coord_out(h), "lattice": matrix @ lattice}

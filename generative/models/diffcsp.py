@@ -84,7 +84,8 @@ def decoder(statistics: Statistics):
 def build(config: DiffCSPConfig, statistics: Statistics) -> Denoiser:
     """The untrained model."""
     types = config.task == "ab-initio"
-    longest = max(math.exp(m + 4 * s) for m, s in zip(statistics.log_length_mean, statistics.log_length_std))
+    lengths = zip(statistics.log_length_mean, statistics.log_length_std, strict=True)
+    longest = max(math.exp(mean + 4 * std) for mean, std in lengths)
     step_size = config.step_size if config.step_size is not None else (5e-6 if types else 1e-5)
     network = CSPNet(
         config.hidden,

@@ -68,7 +68,8 @@ class VariancePreserving(Process):
         spread = lambda value: rows.spread(value.to(x_t.dtype), x_t)  # noqa: E731
         x = (x_t - spread(noise_t.sqrt()) * prediction) * spread((-0.5 * log_t).exp())
         if self.bounds is not None:
-            x = x.clamp(*self.bounds)
+            # outside the subspace x is noise over abar: clipped entry by entry it would leak into the free part
+            x = rows.move(x_t, x).clamp(*self.bounds)
         from_x = (0.5 * log_s).exp() * jump / noise_t
         from_x_t = (0.5 * (log_t - log_s)).exp() * noise_s / noise_t
         std = (jump * noise_s / noise_t).sqrt()

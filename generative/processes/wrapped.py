@@ -1,6 +1,6 @@
 """Wrapped-normal diffusion on the flat torus [0, 1)^D, score prediction, discrete times.
 
-    f_k = wrap(f + sigma_k eps),   sigma_k = sigma_1 (sigma_T / sigma_1)^((k - 1) / (T - 1)),  sigma_0 = 0,  k = T (1 - t)
+    f_k = wrap(f + sigma_k eps),  sigma_k = sigma_1 (sigma_T / sigma_1)^((k - 1) / (T - 1)),  sigma_0 = 0,  k = T(1 - t)
 
 The target is minus the score of the wrapped normal over its root mean square, -s / sqrt(lambda_k), so that it points
 along the noise with unit variance at every k (DiffCSP, Jiao et al. 2023, appendix). Scores are sums over 21 images in
@@ -55,7 +55,7 @@ def mean_squared_score(sigma: Tensor, points: int = 2000) -> Tensor:
 
 
 class WrappedNormal(Process):
-    """Noise on fractional coordinates. step_size: gamma of the Langevin corrector, d_k = gamma (sigma_k / sigma_1)^2."""
+    """Noise on fractional coordinates. step_size: gamma of the Langevin steps, d_k = gamma (sigma_k / sigma_1)^2."""
 
     corrects = True
 

@@ -1,0 +1,1 @@
+"""Speed of the package against floors measured in the same process; not imported by it."""

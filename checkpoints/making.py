@@ -1,0 +1,149 @@
+"""How a checkpoint is made: data by name, a model by name, the run, the best weights exported as they come."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from checkpoints import builders, store
+from chem import datasets
+from chem.crystals import CrystalBatch
+from chem.statistics import Statistics, new_elements
+from generative.models.diffcsp import DiffCSPConfig
+from generative.training import TrainSettings, fit, newest
+
+RUN, BEST, LAST = "run.json", "best", "last"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model's settings and how to train it."""
+
+    kind: str
+    config: Any
+    settings: TrainSettings
+
+
+def _diffcsp(task: str) -> dict[str, Recipe]:
+    small = DiffCSPConfig(task=task, hidden=256, layers=4, frequencies=32)  # type: ignore[arg-type]
+    paper = DiffCSPConfig(task=task)  # type: ignore[arg-type]
+    return {
+        "small": Recipe("diffcsp", small, TrainSettings(epochs=115, batch_size=128, precision="bf16", save_every=206)),
+        "paper": Recipe("diffcsp", paper, TrainSettings(schedule="plateau", warmup=0)),
+    }
+
+
+RECIPES: dict[str, dict[str, Recipe]] = {
+    "diffcsp-csp": _diffcsp("csp"),
+    "diffcsp-ab-initio": _diffcsp("ab-initio"),
+}
+
+
+def recipe(model: str, preset: str, model_options: dict[str, Any], options: dict[str, Any]) -> Recipe:
+    """The recipe of a model by name and preset, with some settings changed; ValueError names what is allowed."""
+    if model not in RECIPES:
+        raise ValueError(f"model = '{model}', allowed: {', '.join(RECIPES)}")
+    if preset not in RECIPES[model]:
+        raise ValueError(f"preset = '{preset}', allowed: {', '.join(RECIPES[model])}")
+    base = RECIPES[model][preset]
+    changed = replace(base.settings, **{k: v for k, v in options.items() if v is not None})
+    config = replace(base.config, **{k: v for k, v in model_options.items() if v is not None})
+    return Recipe(base.kind, config, changed)
+
+
+def train(
+    recipe: Recipe,
+    data: str | Path,
+    out: Path,
+    seed: int = 0,
+    init: str | Path | None = None,
+    restat: bool = False,
+    resume: bool = False,
+    root: str | Path | None = None,
+    **trainer_options: Any,
+) -> Path:
+    """Run a recipe on a data set and return the checkpoint folder with the weights of the lowest validation loss.
+
+    init: start from a checkpoint's weights and statistics (restat: statistics of the new data). Raises ValueError for
+    a folder that holds another run, for one that holds this run unless `resume`, and for elements init never saw.
+    """
+    train_set, val_set = (datasets.load(data, split, root) for split in ("train", "val"))
+    if not len(val_set):
+        raise ValueError(f"data = '{data}' has no structure in its split val, which training is judged by")
+    start = store.load(init, "cpu") if init is not None else None
+    config = start.config if start is not None else recipe.config
+    kind = start.kind if start is not None else recipe.kind
+    if start is not None and (new := new_elements(start.statistics, train_set.batch)):
+        raise ValueError(f"init = '{init}' was not trained on {', '.join(new)}, which data = '{data}' contains")
+    statistics = start.statistics if start is not None and not restat else Statistics.compute(train_set.batch)
+    chosen = recipe.settings
+    settings = replace(
+        chosen,
+        batch_size=min(chosen.batch_size, len(train_set)),
+        val_every=min(chosen.val_every, chosen.epochs),
+    )
+    run = {
+        "kind": kind,
+        "config": asdict(config),
+        "settings": asdict(settings),
+        "data": {"name": train_set.name, "sha256": train_set.sha256, "structures": len(train_set)},
+        "seed": seed,
+        "init": start.sha256 if start is not None else None,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    _claim(out, run, resume)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = builders.kind(kind).build(config, statistics)
+    if start is not None:
+        model.load_state_dict(start.model.state_dict())
+
+    def write(weights: dict[str, Tensor], info: dict[str, Any], folder: str = BEST) -> None:
+        training = {**run, **info}
+        store.save(out / folder, kind, config, statistics, weights, dtype=torch.float32, training=training)
+
+    fields = ["atomic_numbers", "frac_coords", "lattice"]
+    fit(
+        model,
+        _slim(train_set.batch, fields),
+        _slim(val_set.batch, fields),
+        out,
+        settings,
+        write,
+        seed,
+        train_set.ids,
+        **trainer_options,
+    )
+    write(model.state_dict(), {"epoch": settings.epochs, "finished": True}, LAST)
+    return out / BEST
+
+
+def _slim(batch: CrystalBatch, fields: list[str]) -> CrystalBatch:
+    return batch.without(*[name for name in batch.fields if name not in fields]).to(torch.float32)
+
+
+def _claim(out: Path, run: dict[str, Any], resume: bool) -> None:
+    """Make the run folder, or check that it holds this very run."""
+    place = out / RUN
+    if place.exists():
+        made = json.loads(place.read_text())
+        loose = ("threads", "torch")
+        differ = [k for k in run if k not in loose and made.get(k) != json.loads(json.dumps(run[k]))]
+        if differ:
+            raise ValueError(f"out = '{out}' holds a run that differs in {', '.join(differ)}; choose another folder")
+        if not resume and newest(out) is not None:
+            raise ValueError(f"out = '{out}' holds this run already; resume=True continues it")
+        return
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"out = '{out}' is not empty and holds no {RUN}; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    part = out / f".{RUN}.{os.getpid()}.part"
+    part.write_text(json.dumps(run, indent=2) + "\n")
+    os.replace(part, place)

@@ -1,0 +1,207 @@
+"""The verb `sample`: order, seeds, batch sizes, memory errors, output folders that resume."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import atomsmith
+from generative import sampling
+from generative.generator import Denoiser
+
+
+def coords(structures):
+    return [s.frac_coords for s in structures]
+
+
+def wrapped_difference(a, b):
+    delta = np.abs(a - b)
+    return np.minimum(delta, 1 - delta).max()
+
+
+def test_structures_in_order_with_provenance(tiny_csp):
+    made = atomsmith.sample(tiny_csp, 3, formula="NaCl", z=2, steps=5, seed=4)
+    assert [s.properties["index"] for s in made] == [0, 1, 2]
+    assert all(s.composition.formula == "Na2 Cl2" for s in made)
+    provenance = made[0].properties
+    assert provenance["seed"] == 4 and provenance["steps"] == 5
+    assert provenance["model"] == Path(tiny_csp).name and len(provenance["weights_sha256"]) == 64
+
+
+def test_same_seed_same_bits_other_seed_other_crystals(tiny_csp):
+    a, b, c = (atomsmith.sample(tiny_csp, 2, formula="SrTiO3", steps=5, seed=s) for s in (1, 1, 2))
+    assert all(np.array_equal(x, y) for x, y in zip(coords(a), coords(b), strict=True))
+    assert not np.allclose(a[0].frac_coords, c[0].frac_coords)
+
+
+def test_global_random_state_is_untouched(tiny_csp):
+    before = torch.get_rng_state()
+    atomsmith.sample(tiny_csp, 1, formula="NaCl", steps=2)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("batch_size", [16, 48])
+def test_batch_size_changes_rounding_only(tiny_ab_initio, batch_size):
+    """Bound of the design: 1e-3 in fractional coordinates, 1e-2 Å in lattices; none of 100 may be chaotic here."""
+    reference = atomsmith.sample(tiny_ab_initio, 100, steps=20, batch_size=256)
+    other = atomsmith.sample(tiny_ab_initio, 100, steps=20, batch_size=batch_size)
+    assert [s.atomic_numbers for s in reference] == [s.atomic_numbers for s in other]
+    off = [
+        i
+        for i, (a, b) in enumerate(zip(reference, other, strict=True))
+        if wrapped_difference(a.frac_coords, b.frac_coords) > 1e-3
+        or np.abs(a.lattice.matrix - b.lattice.matrix).max() > 1e-2
+    ]
+    assert off == []
+
+
+@pytest.mark.parametrize("fixture", ["tiny_csp", "tiny_ab_initio"])
+def test_one_sample_is_the_first_of_a_hundred(fixture, request):
+    model, formula = request.getfixturevalue(fixture), "CaTiO3" if fixture == "tiny_csp" else None
+    one = atomsmith.sample(model, 1, formula=formula, steps=20)[0]
+    first = atomsmith.sample(model, 100, formula=formula, steps=20)[0]
+    assert one.atomic_numbers == first.atomic_numbers
+    assert wrapped_difference(one.frac_coords, first.frac_coords) < 1e-3
+    assert np.abs(one.lattice.matrix - first.lattice.matrix).max() < 1e-2
+
+
+def test_sizes_and_elements_of_an_ab_initio_model(tiny_ab_initio):
+    made = atomsmith.sample(tiny_ab_initio, 20, num_atoms=7, elements=["Li", "O", "Na"], steps=5)
+    assert {len(s) for s in made} == {7}
+    assert {site.specie.symbol for s in made for site in s} <= {"Li", "O", "Na"}
+    sizes = {len(s) for s in atomsmith.sample(tiny_ab_initio, 64, steps=2)}
+    assert sizes <= set(atomsmith.load(tiny_ab_initio).statistics.num_atoms) and len(sizes) > 1
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(n=0), "n = 0"),
+        (dict(formula="Nope!"), "formula = 'Nope!'"),
+        (dict(formula=None), "formula is required"),
+        (dict(formula="Li0.3O"), "not a whole number"),
+        (dict(formula="NaCl", z=0), "z = 0"),
+        (dict(formula="NaCl", num_atoms=4), "num_atoms = 4 conflicts"),
+        (dict(formula="NaPu"), "Pu, which the model's training set lacks"),
+        (dict(formula="NaCl", steps=0), "steps = 0"),
+        (dict(formula="NaCl", steps=5000), "steps = 5000"),
+        (dict(formula="NaCl", batch_size=10), "batch_size = 10"),
+    ],
+)
+def test_bad_arguments_get_one_line(tiny_csp, arguments, message):
+    with pytest.raises(ValueError) as error:
+        atomsmith.sample(tiny_csp, **{"n": 1, "steps": 2, **arguments})
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_elements_that_do_not_exist_or_were_not_seen(tiny_ab_initio):
+    with pytest.raises(ValueError, match="elements names 'Xx', which is no element"):
+        atomsmith.sample(tiny_ab_initio, 1, elements=["Xx"])
+    with pytest.raises(ValueError, match="elements has Pu"):
+        atomsmith.sample(tiny_ab_initio, 1, elements=["Pu"])
+    with pytest.raises(ValueError, match="formula = 'NaCl' is not for it"):
+        atomsmith.sample(tiny_ab_initio, 1, formula="NaCl")
+
+
+def test_a_memory_error_halves_the_batch(tiny_csp, monkeypatch):
+    sizes, trajectory = [], Denoiser.trajectory
+
+    def hungry(self, template, *args, **kwargs):
+        sizes.append(len(template))
+        if len(template) > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return trajectory(self, template, *args, **kwargs)
+
+    monkeypatch.setattr(Denoiser, "trajectory", hungry)
+    made = atomsmith.sample(tiny_csp, 40, formula="NaCl", steps=3, batch_size=64)
+    assert sizes == [40, 32, 16, 16, 8]
+    monkeypatch.setattr(Denoiser, "trajectory", trajectory)
+    whole = atomsmith.sample(tiny_csp, 40, formula="NaCl", steps=3, batch_size=64)
+    assert max(wrapped_difference(a, b) for a, b in zip(coords(made), coords(whole), strict=True)) < 1e-3
+
+
+def test_a_memory_error_of_one_unit_is_reported(tiny_csp, monkeypatch):
+    def hungry(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Denoiser, "trajectory", hungry)
+    with pytest.raises(MemoryError, match="16 cells of up to 2 atoms do not fit"):
+        atomsmith.sample(tiny_csp, 16, formula="NaCl", steps=3)
+
+
+def test_folder_holds_frames_cifs_and_manifest(tiny_csp, tmp_path):
+    made = atomsmith.sample(tiny_csp, 5, formula="NaCl", steps=3, out=tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["n"] == 5 and manifest["network_calls"] == 6 and manifest["request"]["formula"] == "NaCl"
+    assert len(list((tmp_path / "out" / "cif").glob("*.cif"))) == 5
+    again = atomsmith.sample(tiny_csp, 5, formula="NaCl", steps=3, out=tmp_path / "out")
+    assert all(np.array_equal(a, b) for a, b in zip(coords(made), coords(again), strict=True))
+    assert again[3].properties["index"] == 3
+
+
+def test_a_larger_n_extends_and_nothing_is_overwritten(tiny_csp, tmp_path):
+    arguments = dict(formula="NaCl", steps=3, batch_size=16)
+    atomsmith.sample(tiny_csp, 20, out=tmp_path / "a", **arguments)
+    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "a" / "cif").iterdir()}
+    longer = atomsmith.sample(tiny_csp, 40, out=tmp_path / "a", **arguments)
+    whole = atomsmith.sample(tiny_csp, 40, out=tmp_path / "b", **arguments)
+    assert len(longer) == 40
+    assert all((tmp_path / "a" / "cif" / name).stat().st_mtime_ns == when for name, when in kept.items())
+    assert max(wrapped_difference(a, b) for a, b in zip(coords(longer), coords(whole), strict=True)) < 1e-3
+    assert len(atomsmith.sample(tiny_csp, 7, out=tmp_path / "a", **arguments)) == 7
+
+
+def test_other_arguments_are_refused_by_name(tiny_csp, tmp_path):
+    atomsmith.sample(tiny_csp, 1, formula="NaCl", steps=3, out=tmp_path / "out")
+    with pytest.raises(ValueError, match=r"formula = 'NaCl', asked 'KCl'; steps = 3, asked 4") as error:
+        atomsmith.sample(tiny_csp, 1, formula="KCl", steps=4, out=tmp_path / "out")
+    assert "\n" not in str(error.value)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty"):
+        atomsmith.sample(tiny_csp, 1, formula="NaCl", steps=3, out=tmp_path / "other")
+
+
+def _run(model, out):
+    torch.set_num_threads(1)
+    atomsmith.sample(model, 64, formula="CaTiO3", steps=40, batch_size=16, out=out)
+
+
+def test_killed_at_three_random_moments_the_result_is_that_of_an_undisturbed_run(tiny_csp, tmp_path):
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    _run(tiny_csp, tmp_path / "whole")
+    whole_time = time.perf_counter() - started
+    moments, context = random.Random(7), multiprocessing.get_context("fork")
+    killed = 0
+    for _ in range(3):
+        child = context.Process(target=_run, args=(tiny_csp, tmp_path / "killed"))
+        child.start()
+        child.join(whole_time * moments.uniform(0.2, 0.6))
+        if child.is_alive():
+            os.kill(child.pid, signal.SIGKILL)
+            killed += 1
+        child.join()
+    assert killed
+    _run(tiny_csp, tmp_path / "killed")
+    for file in ("samples.jsonl", "samples.extxyz"):
+        assert (tmp_path / "whole" / file).read_text() == (tmp_path / "killed" / file).read_text()
+    names = [sorted(p.name for p in (tmp_path / name / "cif").glob("*.cif")) for name in ("whole", "killed")]
+    assert names[0] == names[1] and len(names[0]) == 64
+
+
+def test_batches_that_begin_before_the_first_missing_sample(tiny_csp):
+    loaded = atomsmith.load(tiny_csp, "cpu")
+    request = sampling.CrystalRequest("NaCl")
+    templates = sampling.CrystalTemplates(request, loaded.model, loaded.statistics, 0)
+    parts = list(sampling.sample_batches(loaded.model, templates, 50, start=20, batch_size=16, steps=2))
+    assert [(first, len(batch)) for first, batch in parts] == [(16, 16), (32, 16), (48, 2)]
