@@ -94,9 +94,6 @@ class Saver(Checkpoint):
     def __init__(self, folder: Path, every: int):
         self.folder, self.every, self._saved = folder, every, 0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved = trainer.global_step
-
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step % self.every == 0 and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save(trainer)
@@ -108,18 +105,25 @@ class Saver(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if trainer.world_size > 1 and not isinstance(exception, SIGTERMException):
             return  # the other ranks may not come to the barrier of a save
+        loop = trainer.fit_loop.epoch_loop
         if trainer.validating:
             # a resumed run would validate the remaining batches alone: make it look as if the first had just begun
-            progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
-            progress.reset()
-            progress.increment_ready()
-            progress.increment_started()
+            loop.val_loop.batch_progress.reset()
+            loop.val_loop.batch_progress.increment_ready()
+            loop.val_loop.batch_progress.increment_started()
+        elif loop.batch_progress.total.processed < loop.batch_progress.total.ready:
+            # stopped within a step, whose batch was counted but not used: forget it
+            for count in (loop.batch_progress.total, loop.batch_progress.current):
+                count.ready = count.started = count.completed  # type: ignore[attr-defined]
+            steps = loop.automatic_optimization.optim_progress.optimizer.step
+            for tries in (steps.total, steps.current):
+                tries.ready = tries.completed
         if not isinstance(exception, OSError):
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         step = trainer.global_step
-        if step == self._saved:
+        if step in (0, self._saved):
             return
         trainer.save_checkpoint(self.folder / f"step={step}.ckpt")
         self._saved = step

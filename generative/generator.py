@@ -77,6 +77,9 @@ class Denoiser(Generator):
     processes see (elements as noisy vectors, lattices as parameters).
     """
 
+    processes: Mapping[str, Process]
+    _like: Tensor
+
     def __init__(
         self,
         network: Network,
@@ -89,7 +92,7 @@ class Denoiser(Generator):
     ):
         super().__init__()
         self.network = network
-        self.processes = nn.ModuleDict(processes)
+        self.processes = nn.ModuleDict(processes)  # type: ignore[assignment]
         self.times, self.steps = times, steps
         self.weights = {name: (weights or {}).get(name, 1.0) for name in self.noisy}
         self.encode, self.decode = encode, decode
@@ -98,7 +101,7 @@ class Denoiser(Generator):
     @property
     def noisy(self) -> dict[str, Process]:
         """The processes that are not `Fixed`."""
-        return {name: p for name, p in self.processes.items() if not isinstance(p, Fixed)}  # type: ignore[misc]
+        return {name: p for name, p in self.processes.items() if not isinstance(p, Fixed)}
 
     @property
     def dtype(self) -> torch.dtype:

@@ -34,7 +34,7 @@ def loggers_for(out: Path, settings: dict[str, Any]) -> list[Logger]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without Lightning's hardware report, advertisements and warnings about its own internals; undone at the end."""
-    talkers = [logging.getLogger(f"lightning.{part}.utilities.rank_zero") for part in ("pytorch", "fabric")]
+    talkers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
     levels = [logger.level for logger in talkers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated")

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from chem.ragged import RaggedBatch
+from generative.backbone.gemm import forced, use_onednn
 from generative.batches import Loaders
 from generative.callbacks import AtomicIO, Ema, ExportBest, Saver, newest, strip
 from generative.generator import Denoiser
@@ -104,6 +105,9 @@ class Training(LightningModule):
         # a run that stopped within a step had fetched that step's batch already
         self.loaders.training.goto(self.global_step)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["onednn"] = use_onednn(torch.zeros(1))
+
     def training_step(self, batch: RaggedBatch, batch_idx: int) -> Tensor:
         step, loader = self.global_step, self.loaders.training
         parts = self._parts(batch, mix(self.seed, step, 0), loader.everyone(step), loader.data, even=False)
@@ -167,7 +171,10 @@ def fit(
     callbacks: list[Any] = [ema, ExportBest(ema, write), Saver(out / "checkpoints", settings.save_every)]
     if trainer_options.setdefault("enable_progress_bar", sys.stdout.isatty()):
         callbacks.append(RichProgressBar())
-    with quiet(), torch.random.fork_rng():
+    last = newest(out)
+    # which library multiplies is measured, and the answer may change from start to start, and with it the last digits
+    onednn = torch.load(last, weights_only=True, mmap=True).get("onednn") if last else None
+    with quiet(), torch.random.fork_rng(), forced(use_onednn(torch.zeros(1)) if onednn is None else onednn):
         trainer = Trainer(
             max_epochs=settings.epochs,
             callbacks=callbacks,
@@ -183,7 +190,7 @@ def fit(
             **trainer_options,
         )
         try:
-            trainer.fit(module, datamodule=loaders, ckpt_path=newest(out), weights_only=True)
+            trainer.fit(module, datamodule=loaders, ckpt_path=last, weights_only=True)
         except SIGTERMException:
             raise SystemExit(75) from None
     # Lightning leaves the raw weights where there was nothing left to train

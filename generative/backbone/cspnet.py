@@ -99,10 +99,12 @@ class CSPNet(Network):
         return out
 
     def prepare(self, batch: CrystalBatch) -> None:
-        """Build the pair layout of this batch."""
+        """Build the pair layout of this batch; the probe of the products, once in a process, runs here too."""
         from generative.backbone.fast import plan_of
+        from generative.backbone.gemm import use_onednn
 
         plan_of(self, batch)
+        use_onednn(self.coord_out.weight)
 
     def forward(self, batch: CrystalBatch, t: Tensor) -> dict[str, Tensor]:
         """The fast form; see `plain`."""

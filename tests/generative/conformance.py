@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -256,7 +257,7 @@ def check_generator(case: Case) -> None:
     """Equal generators give equal draws, others do not, and the global random state stays as it was."""
     x, rows = case.many(60)
     before = torch.get_rng_state()
-    first, again, other = (outputs(case.process, x, rows, lambda s=s: seeded(s)) for s in (12, 12, 13))
+    first, again, other = (outputs(case.process, x, rows, partial(seeded, s)) for s in (12, 12, 13))
     assert torch.equal(before, torch.get_rng_state()), "the global random state has moved"
     for name, value in first.items():
         assert torch.equal(value, again[name]), f"{name} differs under equal generators"
@@ -310,6 +311,7 @@ def _outside(y: Tensor, x: Tensor, rows: Rows, space: Space) -> float:
     shifts = torch.zeros(1, x[0].numel(), dtype=x.dtype)
     if space == "torus":
         shifts = torch.tensor(list(itertools.product(range(-4, 5), repeat=x[0].numel())), dtype=x.dtype)
+    assert rows.subspace is not None
     d = (y - x).flatten(1)
     blocked = torch.eye(d.shape[1], dtype=x.dtype) - rows.subspace
     off = torch.einsum("rij,rsj->rsi", blocked, d.unsqueeze(1) + shifts).norm(dim=-1)

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from chem.crystals import CrystalBatch
 from chem.statistics import Statistics
 from generative import training
+from generative.backbone.gemm import forced
 from generative.models.diffcsp import DiffCSPConfig, build
 from generative.training import Training, TrainSettings, fit
 
@@ -57,9 +59,17 @@ def settings(**changes: Any) -> TrainSettings:
 
 
 def run(
-    data: Arrays, out: Path, changes: Mapping[str, Any], fault: tuple | None = None, options: Mapping[str, Any] = {}
+    data: Arrays,
+    out: Path,
+    changes: Mapping[str, Any],
+    fault: tuple | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    onednn: bool = False,
 ) -> None:
-    """One training; what `write` got is appended to out/written.jsonl, validations to out/validations.jsonl."""
+    """One training; what `write` got is appended to out/written.jsonl, validations to out/validations.jsonl.
+
+    onednn: what the probe of the fast products is made to say, which else depends on the load of the machine.
+    """
     torch.set_num_threads(1)
     batch = crystals(data)
     first, rest = batch[:TRAIN], batch[TRAIN:]
@@ -74,7 +84,8 @@ def run(
         total = sum(float(w.double().sum()) for w in weights.values())
         append(out / "written.jsonl", {**info, "sum": total})
 
-    fit(denoiser, first, rest, out, settings(**changes), write, **options)
+    with forced(onednn):
+        fit(denoiser, first, rest, out, settings(**changes), write, **options)
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.save(denoiser.state_dict(), out / "returned.pt")
 
@@ -165,7 +176,7 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
 def differences(first: Path, second: Path) -> list[str]:
     """Paths of the leaves in which the newest checkpoints of two runs differ, bit for bit."""
     a, b = (leaves(torch.load(newest_of(out), weights_only=True)) for out in (first, second))
-    same = lambda x, y: torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y  # noqa: E731
+    same = lambda x, y: torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y or (x != x and y != y)  # noqa: E731
     return [k for k in sorted(a.keys() | b.keys()) if k not in a or k not in b or not same(a[k], b[k])]
 
 

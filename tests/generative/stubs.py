@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chem.periodic import torus_log, wrap
@@ -121,6 +120,11 @@ class BayesianFlow(Process):
         return rows.move(x, prediction)
 
 
+def one_hot(x: Tensor, classes: int) -> Tensor:
+    """(R, K) booleans; torch's own one_hot reads the range of x on the host, which stalls a sampling loop."""
+    return x.unsqueeze(1) == torch.arange(classes, device=x.device)
+
+
 class Discrete(Process):
     """D3PM with rank-one transitions, prediction of class probabilities (R, K). The state is the class (R,), int64.
 
@@ -129,6 +133,9 @@ class Discrete(Process):
 
     marginal: m, (K,). A is WyckoffDiff's cosine (not squared), k = T (1 - t), A_0 = 1.
     """
+
+    kept: Tensor
+    marginal: Tensor
 
     def __init__(self, marginal: Tensor, steps: int = 1000):
         super().__init__(())
@@ -153,10 +160,10 @@ class Discrete(Process):
 
     def corrupt(self, x: Tensor, t: Tensor, rows: Rows, generator: Random) -> tuple[Tensor, Tensor]:
         kept = self._kept(t, rows).unsqueeze(1)
-        return self._pick(kept * F.one_hot(x, len(self.marginal)) + (1 - kept) * self.marginal, rows, generator), x
+        return self._pick(kept * one_hot(x, len(self.marginal)) + (1 - kept) * self.marginal, rows, generator), x
 
     def oracle(self, x: Tensor, x_t: Tensor, t: Tensor, rows: Rows) -> Tensor:
-        return F.one_hot(x, len(self.marginal)).to(t.dtype)
+        return one_hot(x, len(self.marginal)).to(t.dtype)
 
     def step(self, x_t: Tensor, prediction: Tensor, t: Tensor, s: Tensor, rows: Rows, generator: Random) -> Tensor:
         return self._pick(self.posterior(x_t, prediction, t, s, rows), rows, generator)
@@ -164,7 +171,7 @@ class Discrete(Process):
     def posterior(self, x_t: Tensor, prediction: Tensor, t: Tensor, s: Tensor, rows: Rows) -> Tensor:
         """Weights of the classes at s, (R, K), not normalised."""
         kept_t, kept_s = self._kept(t, rows).unsqueeze(1), self._kept(s, rows).unsqueeze(1)
-        here, chance = F.one_hot(x_t, len(self.marginal)), self.marginal[x_t].unsqueeze(1)
+        here, chance = one_hot(x_t, len(self.marginal)), self.marginal[x_t].unsqueeze(1)
         jump = kept_t / kept_s
         reach = kept_t * here + (1 - kept_t) * chance
         # a class from which x_t cannot be reached is impossible, whatever the network says
@@ -189,8 +196,8 @@ class OracleNetwork(Network):
 
     def forward(self, batch: RaggedBatch, t: Tensor) -> dict[str, Tensor]:
         self.calls += 1
-        return {f: p.oracle(self.clean[f].to(t.dtype) if self.clean[f].is_floating_point() else self.clean[f],
-                            batch[f], t, batch.rows(f)) for f, p in self.known.items()}
+        clean = self.clean.to(t.dtype)
+        return {f: p.oracle(clean[f], batch[f], t, batch.rows(f)) for f, p in self.known.items()}
 
 
 class LinearNetwork(Network):
@@ -210,7 +217,7 @@ class LinearNetwork(Network):
 
     def _row(self, field: str, x: Tensor, weight: Tensor) -> Tensor:
         if field in self.classes:
-            return torch.softmax(F.one_hot(x, len(weight)).to(weight.dtype) @ weight, 1)
+            return torch.softmax(one_hot(x, len(weight)).to(weight.dtype) @ weight, 1)
         return (x.flatten(1) @ weight).reshape(x.shape)
 
 

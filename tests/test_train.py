@@ -1,0 +1,124 @@
+"""The verbs `train` and `prepare`, and the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import atomsmith
+import checkpoints
+from chem import datasets
+from chem.io import write
+
+SIZE = dict(hidden=16, layers=1, frequencies=4)
+CHECKPOINT = {"config.json", "model.safetensors", "card.md", "sha256.json"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of two epochs on the prototypes."""
+    out = tmp_path_factory.mktemp("runs") / "first"
+    atomsmith.train("diffcsp-csp", "prototypes", out, epochs=2, **SIZE)
+    return out
+
+
+def test_a_run_leaves_a_checkpoint_that_loads_and_samples(run):
+    assert {p.name for p in (run / "best").iterdir()} == CHECKPOINT
+    loaded = atomsmith.load(run)
+    assert loaded.name == "first" and loaded.config.hidden == 16
+    assert loaded.training["settings"]["epochs"] == 2 and loaded.training["seed"] == 0
+    assert loaded.training["data"]["name"] == "prototypes" and len(loaded.training["data"]["sha256"]) == 64
+    assert len(atomsmith.sample(run, 2, formula="MgO", steps=3)) == 2
+
+
+def test_a_run_folder_is_not_taken_twice(run, tmp_path):
+    with pytest.raises(ValueError, match="holds this run already; resume=True continues it"):
+        atomsmith.train("diffcsp-csp", "prototypes", run, epochs=2, **SIZE)
+    with pytest.raises(ValueError, match="differs in seed"):
+        atomsmith.train("diffcsp-csp", "prototypes", run, seed=1, epochs=2, resume=True, **SIZE)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty"):
+        atomsmith.train("diffcsp-csp", "prototypes", tmp_path, epochs=1, **SIZE)
+
+
+def test_resume_of_a_finished_run_changes_nothing(run):
+    before = (run / "last" / "model.safetensors").read_bytes()
+    atomsmith.train("diffcsp-csp", "prototypes", run, epochs=2, resume=True, **SIZE)
+    assert (run / "last" / "model.safetensors").read_bytes() == before
+
+
+def test_fine_tuning_keeps_statistics_and_config(run, tmp_path):
+    tuned = atomsmith.train("diffcsp-csp", "prototypes", tmp_path / "tuned", init=run / "best", epochs=1, lr=1e-4)
+    first, second = atomsmith.load(run), checkpoints.load(tuned)
+    assert second.statistics == first.statistics and second.config == first.config
+    assert second.training["init"] == first.sha256
+    parameters = zip(first.model.parameters(), second.model.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in parameters)
+    with pytest.raises(ValueError, match="hidden, layers, frequencies are fixed by init"):
+        atomsmith.train("diffcsp-csp", "prototypes", tmp_path / "other", init=run / "best", hidden=8)
+
+
+def test_fine_tuning_refuses_new_elements_by_name(run, tmp_path):
+    from pymatgen.core import Lattice, Structure
+
+    gold = [Structure(Lattice.cubic(4.0 + 0.1 * i), ["Pu", "Au"], [[0, 0, 0], [0.5, 0.5, 0.5]]) for i in range(6)]
+    write(gold, tmp_path / "gold.jsonl")
+    report = atomsmith.prepare(tmp_path / "gold.jsonl", "gold", out=tmp_path, split=(0.5, 0.5, 0.0))
+    assert report.num_structures == 6 and len(datasets.load(report.folder, "train")) == 3
+    with pytest.raises(ValueError, match=r"was not trained on .*Pu"):
+        atomsmith.train("diffcsp-csp", report.folder, tmp_path / "tuned", init=run / "best", epochs=1)
+    assert not (tmp_path / "tuned").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(model="nope"), "model = 'nope', allowed: diffcsp-csp"),
+        (dict(preset="huge"), "preset = 'huge', allowed: small, paper"),
+        (dict(data="nope"), "unknown data set 'nope'"),
+        (dict(precision="fp8"), "precision = 'fp8', allowed: fp32, bf16"),
+        (dict(epochs=0), "epochs = 0"),
+        (dict(hidden=0), "hidden = 0"),
+        (dict(init="nope"), "nope"),
+    ],
+)
+def test_bad_arguments_get_one_line(tmp_path, arguments, message):
+    with pytest.raises(ValueError) as error:
+        atomsmith.train(**{"model": "diffcsp-csp", "data": "prototypes", "out": tmp_path / "run", **arguments})
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_global_random_state_is_untouched(tmp_path):
+    before = torch.get_rng_state()
+    atomsmith.train("diffcsp-csp", "prototypes", tmp_path / "run", epochs=1, **SIZE)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_commands_are_the_verbs(tiny_csp, tmp_path):
+    runner = CliRunner()
+    words = ["sample", tiny_csp, "-n", "2", "--formula", "NaCl", "--steps", "2", "--out", str(tmp_path / "o")]
+    made = runner.invoke(atomsmith.app, words)
+    assert made.exit_code == 0 and "2 samples" in made.output
+    manifest = json.loads((tmp_path / "o" / "manifest.json").read_text())
+    assert manifest["n"] == 2 and manifest["request"]["steps"] == 2
+    prepared = runner.invoke(
+        atomsmith.app, ["prepare", str(tmp_path / "o" / "cif"), "--name", "mine", "--out", str(tmp_path)]
+    )
+    assert prepared.exit_code == 0 and "2 structures" in prepared.output
+
+
+def test_a_mistake_is_one_line_and_exit_code_2():
+    done = subprocess.run(
+        [sys.executable, "-m", "atomsmith", "sample", "no-such-model", "-n", "1", "--out", "x"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("atomsmith: ") and done.stderr.count("\n") == 1 and "no-such-model" in done.stderr
