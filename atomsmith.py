@@ -76,7 +76,7 @@ def sample(
     if n < 1:
         raise ValueError(f"n = {n}, allowed: >= 1")
     loaded = load(model, device) if isinstance(model, (str, Path)) else model
-    denoiser = loaded.model
+    denoiser: Any = loaded.model
     steps = steps if steps is not None else denoiser.steps
     denoiser.times.grid(steps)
     request = sampling.CrystalRequest(formula, z, num_atoms, tuple(elements) if elements is not None else None)

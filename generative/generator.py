@@ -20,7 +20,12 @@ from generative.process import Fixed, Process
 
 
 class Network(nn.Module, ABC):
-    """One call maps a noisy batch and times t (B,) to a prediction for each noisy field; knows no schedule."""
+    """One call maps a noisy batch and times t (B,) to a prediction for each noisy field; knows no schedule.
+
+    products: dtype of the large matrix products where the network offers a choice; None is that of its weights.
+    """
+
+    products: torch.dtype | None = None
 
     @abstractmethod
     def forward(self, batch: Any, t: Tensor) -> dict[str, Tensor]:
@@ -77,6 +82,7 @@ class Denoiser(Generator):
     processes see (elements as noisy vectors, lattices as parameters).
     """
 
+    network: Network
     processes: Mapping[str, Process]
     _like: Tensor
 

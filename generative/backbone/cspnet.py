@@ -28,6 +28,8 @@ ELEMENTS = 100
 class SinusoidalSteps(nn.Module):
     """Embedding (B, dim) of the integer step T (1 - t): sines then cosines at frequencies 1 .. 1e-4."""
 
+    frequency: Tensor
+
     def __init__(self, dim: int = 256, steps: int = 1000):
         super().__init__()
         self.dim, self.steps = dim, steps
@@ -66,7 +68,6 @@ class CSPNet(Network):
     ):
         super().__init__()
         self.hidden, self.layers, self.frequencies, self.types = hidden, layers, frequencies, types
-        self.products: torch.dtype | None = None
         self.time_embedding = time_embedding
         self.node_embedding = nn.Linear(ELEMENTS, hidden) if types else nn.Embedding(ELEMENTS, hidden)
         self.atom_latent_emb = nn.Linear(hidden + time_dim, hidden)

@@ -38,6 +38,8 @@ class VariancePreserving(Process):
     finite, where the first jump divides by sqrt(abar_T) = 1.6e-5. None (the paper's choice) clips nothing.
     """
 
+    log_alpha_bar: Tensor
+
     def __init__(self, shape: Sequence[int], steps: int = 1000, bounds: tuple[float, float] | None = None):
         super().__init__(shape)
         self.steps, self.bounds = steps, bounds

@@ -58,6 +58,8 @@ class WrappedNormal(Process):
     """Noise on fractional coordinates. step_size: gamma of the Langevin steps, d_k = gamma (sigma_k / sigma_1)^2."""
 
     corrects = True
+    sigma: Tensor
+    norm: Tensor
 
     def __init__(
         self,
