@@ -111,7 +111,7 @@ class Saver(Checkpoint):
             loop.val_loop.batch_progress.reset()
             loop.val_loop.batch_progress.increment_ready()
             loop.val_loop.batch_progress.increment_started()
-        elif loop.batch_progress.total.processed < loop.batch_progress.total.ready:
+        elif loop.batch_progress.total.processed < loop.batch_progress.total.ready:  # type: ignore[attr-defined]
             # stopped within a step, whose batch was counted but not used: forget it
             for count in (loop.batch_progress.total, loop.batch_progress.current):
                 count.ready = count.started = count.completed  # type: ignore[attr-defined]

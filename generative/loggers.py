@@ -21,7 +21,7 @@ def loggers_for(out: Path, settings: dict[str, Any]) -> list[Logger]:
     """
     logs = out / "logs"
     start = len(list((logs / "csv").glob("start_*")))
-    loggers: list[Logger] = [CSVLogger(logs, name="csv", version=f"start_{start}")]
+    loggers: list[Logger] = [CSVLogger(logs, name="csv", version=f"start_{start}", flush_logs_every_n_steps=1)]
     if importlib.util.find_spec("tensorboard"):
         loggers.append(TensorBoardLogger(logs, name="tensorboard", version=""))
     if importlib.util.find_spec("wandb") and os.environ.get("WANDB_API_KEY"):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -22,39 +22,10 @@ from generative.callbacks import AtomicIO, Ema, ExportBest, Saver, newest, strip
 from generative.generator import Denoiser
 from generative.loggers import loggers_for, quiet
 from generative.noise import Share, mix
+from generative.settings import TrainSettings
 
 Parts = dict[str, Tensor]
 NEVER = 10**12  # epochs between Lightning's own steps of the plateau schedule
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How to train. batch_size counts all processes together; clip_value 0 switches clipping off.
-
-    precision "bf16" runs the large products of the network in bfloat16, everything else in float32. schedule: "cosine"
-    falls to zero over all epochs after `warmup` steps, "plateau" is the paper's (factor 0.6, patience 30 validations,
-    floor 1e-4). val_every counts epochs.
-    """
-
-    epochs: int = 1000
-    batch_size: int = 256
-    lr: float = 1e-3
-    weight_decay: float = 0.0
-    schedule: Literal["cosine", "plateau"] = "cosine"
-    warmup: int = 200
-    clip_value: float = 0.5
-    ema: float = 0.999
-    precision: Literal["fp32", "bf16"] = "fp32"
-    val_every: int = 5
-    save_every: int = 200
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("schedule", ("cosine", "plateau")), ("precision", ("fp32", "bf16"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} = '{getattr(self, name)}', allowed: {', '.join(allowed)}")
-        for name in ("epochs", "batch_size", "val_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}, allowed: >= 1")
 
 
 class NonFiniteLoss(RuntimeError):
@@ -110,6 +81,8 @@ class Training(LightningModule):
 
     def training_step(self, batch: RaggedBatch, batch_idx: int) -> Tensor:
         step, loader = self.global_step, self.loaders.training
+        # the loggers' step, which Lightning miscounts after some stops
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = step
         parts = self._parts(batch, mix(self.seed, step, 0), loader.everyone(step), loader.data, even=False)
         if not torch.isfinite(parts["total"]):
             names = ", ".join(self.names[i] for i in batch["index"].tolist())
@@ -169,6 +142,7 @@ def fit(
     module = Training(denoiser, settings, seed, steps, names or [str(i) for i in range(len(train))])
     ema = Ema(settings.ema)
     callbacks: list[Any] = [ema, ExportBest(ema, write), Saver(out / "checkpoints", settings.save_every)]
+    trainer_options.setdefault("log_every_n_steps", 20)
     if trainer_options.setdefault("enable_progress_bar", sys.stdout.isatty()):
         callbacks.append(RichProgressBar())
     last = newest(out)
@@ -186,7 +160,6 @@ def fit(
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
             enable_model_summary=False,
-            log_every_n_steps=20,
             **trainer_options,
         )
         try:

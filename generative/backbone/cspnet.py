@@ -33,11 +33,13 @@ class SinusoidalSteps(nn.Module):
     def __init__(self, dim: int = 256, steps: int = 1000):
         super().__init__()
         self.dim, self.steps = dim, steps
-        frequency = torch.exp(-math.log(1e4) * torch.arange(dim // 2, dtype=torch.float64) / (dim // 2 - 1))
-        self.register_buffer("frequency", frequency, persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
-        angle = ((1 - t) * self.steps).round().to(self.frequency.dtype).unsqueeze(1) * self.frequency
+        # not a buffer: .float() would round it, and at step 1000 the phase with it
+        exact = torch.float32 if t.device.type == "mps" else torch.float64
+        place = torch.arange(self.dim // 2, dtype=exact, device=t.device) / (self.dim // 2 - 1)
+        frequency = torch.exp(-math.log(1e4) * place)
+        angle = ((1 - t) * self.steps).round().to(exact).unsqueeze(1) * frequency
         return torch.cat([angle.sin(), angle.cos()], 1).to(t.dtype)
 
 

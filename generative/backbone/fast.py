@@ -12,11 +12,11 @@ Relative to the edge list of `CSPNet.plain`:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from chem.crystals import CrystalBatch
 from generative.backbone import inference
@@ -52,7 +52,8 @@ def run_layers(net: CSPNet, batch: CrystalBatch, h: Tensor) -> Tensor:
         to, of = node_terms(weights, u, gram, plan)
         mean = edge_means(weights, to, of, plan, pairs, work)
         x = torch.cat([u.to(dtype), mean], 1)
-        for product in (layer.node_mlp[0], layer.node_mlp[2]):
+        for i in (0, 2):
+            product = cast("nn.Linear", layer.node_mlp[i])
             x = linear_silu(x, product.weight.to(dtype), product.bias.to(dtype))
         h = h + x.to(h.dtype)
     return h[plan.atom_place]

@@ -69,9 +69,7 @@ def probe(dtype: torch.dtype = torch.float32) -> GemmProbe:
         seconds = {k: min(times) for k, times in _interleaved(calls, 4).items()}
     work = 2e-9 * ROWS * WIDTH * WIDTH
     rates = {k: work / s for k, s in seconds.items()}
-    return GemmProbe(
-        rates["default"], rates.get("onednn", 0.0), errors["default"], errors.get("onednn", float("inf"))
-    )
+    return GemmProbe(rates["default"], rates.get("onednn", 0.0), errors["default"], errors.get("onednn", float("inf")))
 
 
 def _interleaved(calls: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, list[float]]:
@@ -95,8 +93,8 @@ def forced(onednn: bool) -> Iterator[None]:
 
 
 def use_onednn(x: Tensor) -> bool:
-    """Whether products of x go through oneDNN: float32 on a CPU, where it is there and pays."""
-    if x.dtype != torch.float32 or x.device.type != "cpu" or not available():
+    """Whether products of x go through oneDNN: not empty, float32, on a CPU, where it is there and pays."""
+    if x.dtype != torch.float32 or x.device.type != "cpu" or x.numel() == 0 or not available():
         return False
     return _forced[-1] if _forced else probe().onednn_pays
 

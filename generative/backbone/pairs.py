@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from generative.backbone.gemm import linear
 from generative.backbone.plan import Plan
@@ -55,10 +55,11 @@ def _every_edge(sin: Tensor, cos: Tensor, n: int, dtype: torch.dtype) -> Pairs:
 
 
 class EdgeWeights(NamedTuple):
-    """phi_e of one layer, its first product split by input; everything but metric and bias in the dtype of products.
+    """phi_e of one layer, its first product split by input; all but metric and bias in the dtype of products.
 
     nodes (2H, H): receiver, sender. metric (H, 9), bias (H,): lattice term, with cos 0 = 1 of k = 0. sine, cosine
-    (H, 3 (K - 1)), waves: both side by side, diagonal (H,): its product with sin 0, cos 0. second (H, H), shift (H,): the second product.
+    (H, 3 (K - 1)), waves: both side by side, diagonal (H,): their product with sin 0, cos 0. second (H, H),
+    shift (H,): the second product.
     """
 
     nodes: Tensor
@@ -74,8 +75,8 @@ class EdgeWeights(NamedTuple):
 
 def edge_weights(layer: CSPLayer, frequencies: int, dtype: torch.dtype) -> EdgeWeights:
     """The edge weights of a layer, differentiable."""
-    first, second = layer.edge_mlp[0], layer.edge_mlp[2]
-    hidden = len(first.bias)
+    first, second = (cast("nn.Linear", layer.edge_mlp[i]) for i in (0, 2))
+    hidden = first.out_features
     receive, send, metric, fourier = first.weight.split([hidden, hidden, 9, 6 * frequencies], 1)
     fourier = fourier.unflatten(1, (2, 3, frequencies))
     waves = fourier[:, :, :, 1:].flatten(1).to(dtype)

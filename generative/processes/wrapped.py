@@ -54,6 +54,15 @@ def mean_squared_score(sigma: Tensor, points: int = 2000) -> Tensor:
     return out
 
 
+def torus_prior(like: Tensor, rows: Rows, shape: Sequence[int], generator: Random) -> Tensor:
+    """Uniform on the torus (R, *shape); a restricted row, uniform on the line or plane through `like` it may visit.
+
+    P u is not uniform on a slanted line, but P (60 u) is, wrapped, wherever 60 P is whole: all crystallographic cases.
+    """
+    u = uniform(rows, shape, like.dtype, generator)
+    return wrap(rows.move(like, u if rows.subspace is None else 60 * u))
+
+
 class WrappedNormal(Process):
     """Noise on fractional coordinates. step_size: gamma of the Langevin steps, d_k = gamma (sigma_k / sigma_1)^2."""
 
@@ -84,7 +93,7 @@ class WrappedNormal(Process):
         return rows.spread(table[self._index(t)].to(x.dtype), x)
 
     def prior(self, like: Tensor, rows: Rows, generator: Random) -> Tensor:
-        return wrap(rows.move(like, uniform(rows, self.shape, like.dtype, generator)))
+        return torus_prior(like, rows, self.shape, generator)
 
     def corrupt(self, x: Tensor, t: Tensor, rows: Rows, generator: Random) -> tuple[Tensor, Tensor]:
         eps = rows.project(normal(rows, self.shape, x.dtype, generator))

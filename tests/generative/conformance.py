@@ -301,6 +301,8 @@ def check_restricted(case: Case, accuracy: float = 1e-9) -> None:
         later = at(0.5 + t / 2, rows, x)
         same, wilder = (process.step(noisy, p, time, later, rows, seeded(16)) for p in (truth, wild))
         assert float(case.distance(same, wilder).max()) < 1e-6, "a prediction outside the subspace has an effect"
+        loss = process.loss(wild, drawn["target"], time, rows)
+        assert float(loss.max()) < 1e-9, "the target, or the loss, sees directions in which the row is not free"
         read = process.readout(noisy, wild, rows)
         off = _outside(read, x, rows, case.space)
         assert off < accuracy, f"readout leaves the subspace by {off:.2e}"

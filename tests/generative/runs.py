@@ -7,10 +7,14 @@ cannot be forked for another one, and a fresh one spends ten seconds on imports.
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
+import resource
 import signal
+import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +25,7 @@ import torch
 
 from chem.crystals import CrystalBatch
 from chem.statistics import Statistics
-from generative import training
+from generative import callbacks, training
 from generative.backbone.gemm import forced
 from generative.models.diffcsp import DiffCSPConfig, build
 from generative.training import Training, TrainSettings, fit
@@ -65,16 +69,23 @@ def run(
     fault: tuple | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
     onednn: bool = False,
+    console: bool | None = None,
 ) -> None:
     """One training; what `write` got is appended to out/written.jsonl, validations to out/validations.jsonl.
 
-    onednn: what the probe of the fast products is made to say, which else depends on the load of the machine.
+    onednn: what the probe of the fast products is made to say, which else depends on the load of the machine. console:
+    where given, the output goes to out/printed.txt, and this is whether it passes for a console. The message of an
+    error goes to out/error.txt.
     """
     torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
+    if console is not None:
+        capture(out / "printed.txt", console)
     batch = crystals(data)
     first, rest = batch[:TRAIN], batch[TRAIN:]
     torch.manual_seed(0)
-    denoiser = build(TINY, Statistics.compute(first))
+    changes = dict(changes)
+    denoiser = build(replace(TINY, task=changes.pop("task", "csp")), Statistics.compute(first))
     record(out)
     if fault:
         inject(*fault)
@@ -84,15 +95,29 @@ def run(
         total = sum(float(w.double().sum()) for w in weights.values())
         append(out / "written.jsonl", {**info, "sum": total})
 
-    with forced(onednn):
-        fit(denoiser, first, rest, out, settings(**changes), write, **options)
-    assert torch.equal(torch.random.get_rng_state(), before)
+    try:
+        with forced(onednn):
+            trainer = fit(denoiser, first, rest, out, settings(**changes), write, **options)
+    except Exception as error:
+        (out / "error.txt").write_text(str(error))
+        sys.exit(1)
+    finally:
+        assert torch.equal(torch.random.get_rng_state(), before)
+    (out / "bar.txt").write_text(type(trainer.progress_bar_callback).__name__)
     torch.save(denoiser.state_dict(), out / "returned.pt")
+
+
+def capture(path: Path, console: bool) -> None:
+    """Send what this process prints, and its log, to a file."""
+    file = open(path, "w")  # noqa: SIM115
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+    sys.stdout.isatty = lambda: console  # type: ignore[method-assign]
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
 
 
 def record(out: Path) -> None:
     """Write down the structures of every batch, and val/total after every validation."""
-    out.mkdir(parents=True, exist_ok=True)
     step, ended = Training.training_step, Training.on_validation_end
 
     def training_step(self: Training, batch: Any, batch_idx: int) -> Any:
@@ -110,9 +135,10 @@ def record(out: Path) -> None:
 
 
 def inject(place: str, when: int, what: str) -> None:
-    """Let `what` (a signal or "error") happen in training step, validation or at the epoch's end number `when`.
+    """Let `what` begin in training step, validation or at the epoch's end number `when`.
 
-    "val" counts in steps done; it strikes in the first of the two batches. "late" strikes in the second.
+    what: a signal, "error", "interrupt", a "full" disk, or death in "half" a save. "val" counts in steps done
+    and strikes in the first of the two batches, "late" in the second.
     """
 
     def strike() -> None:
@@ -120,6 +146,12 @@ def inject(place: str, when: int, what: str) -> None:
             raise RuntimeError("planted")
         if what == "interrupt":
             raise KeyboardInterrupt
+        if what == "full":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+            return
+        if what == "half":
+            callbacks.torch.save = half_a_save  # type: ignore[attr-defined]
+            return
         os.kill(os.getpid(), getattr(signal, what))
 
     def before(method: Callable, condition: Callable[[Training, tuple], bool]) -> Callable:
@@ -137,6 +169,13 @@ def inject(place: str, when: int, what: str) -> None:
         "epoch": ("on_train_epoch_end", lambda self, args: self.current_epoch == when),
     }[place]
     setattr(Training, hook, before(getattr(Training, hook), condition))
+
+
+def half_a_save(checkpoint: Any, file: Any) -> None:
+    """Write some of it and die."""
+    file.write(b"PK" * 1000)
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
@@ -174,16 +213,18 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """Paths of the leaves in which the newest checkpoints of two runs differ, bit for bit."""
+    """Paths of the leaves in which the newest checkpoints of two runs differ, bit for bit.
+
+    Left out: Lightning's count of validation batches begun in this epoch, which includes interrupted ones.
+    """
     a, b = (leaves(torch.load(newest_of(out), weights_only=True)) for out in (first, second))
     same = lambda x, y: torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y or (x != x and y != y)  # noqa: E731
-    return [k for k in sorted(a.keys() | b.keys()) if k not in a or k not in b or not same(a[k], b[k])]
+    keys = [k for k in sorted(a.keys() | b.keys()) if "val_loop.batch_progress/total" not in k]
+    return [k for k in keys if k not in a or k not in b or not same(a[k], b[k])]
 
 
 def newest_of(out: Path) -> Path:
     """The newest checkpoint of a run."""
-    from generative.callbacks import newest
-
-    path = newest(out)
+    path = callbacks.newest(out)
     assert path is not None
     return path

@@ -15,6 +15,7 @@ from chem.ragged import RaggedBatch, Rows
 from generative.generator import Network
 from generative.noise import Random, normal, uniform
 from generative.process import Fixed, Process
+from generative.processes.wrapped import torus_prior
 
 
 class LinearFlow(Process):
@@ -61,7 +62,7 @@ class TorusFlow(Process):
         return rows.project(rows.center(v) if self.mean_free else v)
 
     def prior(self, like: Tensor, rows: Rows, generator: Random) -> Tensor:
-        return wrap(rows.move(like, uniform(rows, self.shape, like.dtype, generator)))
+        return torus_prior(like, rows, self.shape, generator)
 
     def corrupt(self, x: Tensor, t: Tensor, rows: Rows, generator: Random) -> tuple[Tensor, Tensor]:
         start = self.prior(x, rows, generator)

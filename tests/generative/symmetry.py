@@ -1,8 +1,8 @@
 """Symmetries every crystal network must have, checked on triclinic cells in float64; one line in a network's test:
 
-    @pytest.mark.parametrize("symmetry", SYMMETRIES)
-    def test_symmetry(symmetry):
-        assert_symmetric(symmetry, network, crystals([1, 7, 2, 4]))
+@pytest.mark.parametrize("symmetry", SYMMETRIES)
+def test_symmetry(symmetry):
+    assert_symmetric(symmetry, network, crystals([1, 7, 2, 4]))
 """
 
 from collections.abc import Callable, Sequence

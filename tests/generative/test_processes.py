@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from generative.noise import normal
-from generative.process import Fixed
+from generative.process import Fixed, Process
 from generative.processes.gaussian import VariancePreserving
 from generative.processes.wrapped import WrappedNormal, mean_squared_score, wrapped_normal_score
 from tests.generative import conformance as suite
@@ -239,7 +239,7 @@ def test_wrapped_normal_suite() -> None:
 def test_wrapped_normal_limit() -> None:
     """The predictor on 300 steps, circular moments to 0.01, and one step directly."""
     suite.check_chain(ONE, tolerance=0.01)
-    check_wrapped_step(ONE.process)
+    check_wrapped_step(WrappedNormal((1,)))
 
 
 def test_corrector_step() -> None:
@@ -267,6 +267,31 @@ def test_no_corrector_noise_at_the_last_step() -> None:
         a, b = (process.correct(x, 0 * x + 0.1, at(1 - k / 1000, rows, x), rows, seeded(i)) for i in (1, 2))
         assert torch.equal(a, b) is same
         assert not torch.equal(a, x)
+
+
+@pytest.mark.parametrize("process", [WrappedNormal(), TorusFlow()])
+@pytest.mark.parametrize("line", [(1, 1, 0), (1, 2, 0), (1, 1, 1), (0, 0, 1), (1, -1, 0)])
+def test_prior_is_uniform_on_lines(process: Process, line: tuple[int, int, int]) -> None:
+    """A row on a slanted line is spread evenly over all of it, not only over the projection of the cell."""
+    v = torch.tensor([line]).double()
+    case = Case(process, FRAC[:1], "torus", subspace=(v.T @ v / v.square().sum()).unsqueeze(0))
+    x, rows = case.many(50_000)
+    along = (process.prior(x, rows, seeded(4)) - x)[:, v[0] == 1][:, :1]
+    found = suite.features(along, "torus", torch.zeros(()))
+    assert float((found.mean(0) / found.std(0)).abs().max()) < 5 / len(along) ** 0.5
+
+
+@pytest.mark.parametrize("process", [LinearFlow((3,), mean_free=True), TorusFlow()])
+def test_mean_free_velocities(process: Process) -> None:
+    """Targets have no mean over a structure, and a mean in a prediction changes neither loss nor step."""
+    x, rows = Case(process, FRAC).many(60)
+    t, s = at(0.3, rows, x), at(0.6, rows, x)
+    x_t, target = process.corrupt(x, t, rows, seeded(1))
+    assert float(rows.mean(target).abs().max()) < 1e-12
+    v = torch.randn(x.shape, generator=seeded(2), dtype=x.dtype)
+    drift = torch.randn(rows.num_structures, 3, generator=seeded(3), dtype=x.dtype)[rows.index]
+    pairs = [(process.loss(p, target, t, rows), process.step(x_t, p, t, s, rows, None)) for p in (v, v + drift)]
+    torch.testing.assert_close(pairs[0], pairs[1], rtol=1e-10, atol=1e-10)
 
 
 def test_fixed() -> None:
@@ -368,6 +393,13 @@ class BatchNoise(LinearFlow):
         return noise / noise.square().mean().sqrt()
 
 
+class FullTarget(VariancePreserving):
+    """The target of a restricted row is the whole noise."""
+
+    def corrupt(self, x, t, rows, generator):
+        return super().corrupt(x, t, rows, generator)[0], normal(rows, self.shape, x.dtype, generator)
+
+
 def restrict(process: type, subspace: Tensor, x: Tensor, space: suite.Space = "euclidean") -> Case:
     """A restricted case of a process of three numbers a row."""
     return Case(process((3,)), x, space, subspace=subspace)
@@ -393,6 +425,7 @@ PLANTED: dict[str, Callable[[], object]] = {
     "step leaves the plane": lambda: suite.check_restricted(
         restrict(unprojected(VariancePreserving, "step"), SITE, FRAC)
     ),
+    "target leaves the plane": lambda: suite.check_restricted(restrict(FullTarget, SITE, FRAC)),
     "prior leaves the plane": lambda: suite.check_restricted(restrict(unprojected(LinearFlow, "prior"), SITE, FRAC)),
     "corrector leaves the plane": lambda: suite.check_restricted(
         restrict(unprojected(WrappedNormal, "correct"), SITE, FRAC, "torus")
