@@ -9,7 +9,9 @@ filter). Tolerances stol 0.5, ltol 0.3, angle_tol 10 as in DiffCSP. RMSE is over
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from pathlib import Path
 
 import torch
 
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-corrector", action="store_true")
     parser.add_argument("--bf16", action="store_true", help="products of the network in bfloat16")
+    parser.add_argument("--json", type=Path, default=None, help="append the result as one line of JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     loaded = atomsmith.load(args.model)
@@ -67,12 +70,31 @@ def main() -> None:
     found = [matcher.get_rms_dist(a, b) for a, b in zip(made, truth, strict=True)]
     hits = [r[0] for r in found if r is not None]
     low, high = wilson(len(hits), len(truth))
-    calls = loaded.model.network_calls(steps, not args.no_corrector)
+    result = {
+        "model": loaded.name,
+        "weights_sha256": loaded.sha256,
+        "data": f"{args.data} val, first {len(truth)}",
+        "match_rate_all": len(hits) / len(truth),
+        "matched": len(hits),
+        "n": len(truth),
+        "interval_95": [low, high],
+        "rmse": sum(hits) / max(1, len(hits)),
+        "steps": steps,
+        "network_calls": loaded.model.network_calls(steps, not args.no_corrector),
+        "corrector": not args.no_corrector,
+        "products": "bf16" if args.bf16 else "fp32",
+        "seed": args.seed,
+        "seconds": round(seconds, 1),
+        "threads": args.threads,
+    }
     print(
-        f"{loaded.name} {loaded.sha256[:12]}: match rate k=1 {len(hits)}/{len(truth)} = {len(hits) / len(truth):.1%} "
-        f"(95 % {low:.1%} .. {high:.1%}), RMSE {sum(hits) / max(1, len(hits)):.4f}, {steps} steps, {calls} network "
-        f"calls, seed {args.seed}, {args.data} val first {len(truth)}, no validity filter, {seconds:.0f} s sampling"
+        f"match rate k=1, no validity filter: {len(hits)}/{len(truth)} = {len(hits) / len(truth):.1%} "
+        f"(95 % {low:.1%} .. {high:.1%}), RMSE {result['rmse']:.4f}, {result['network_calls']} network calls, "
+        f"{seconds:.0f} s sampling"
     )
+    if args.json is not None:
+        with open(args.json, "a") as file:
+            file.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":

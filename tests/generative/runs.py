@@ -53,7 +53,8 @@ def arrays() -> Arrays:
 
 def crystals(data: Arrays) -> CrystalBatch:
     """The arrays as a batch."""
-    return CrystalBatch(**{name: torch.from_numpy(value) for name, value in data.items()})
+    fields = {name: torch.from_numpy(value) for name, value in data.items()}
+    return CrystalBatch(fields.pop("num_atoms"), None, **fields)
 
 
 def settings(**changes: Any) -> TrainSettings:
@@ -150,7 +151,7 @@ def inject(place: str, when: int, what: str) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
             return
         if what == "half":
-            callbacks.torch.save = half_a_save  # type: ignore[attr-defined]
+            callbacks.torch.save = half_a_save  # type: ignore
             return
         os.kill(os.getpid(), getattr(signal, what))
 

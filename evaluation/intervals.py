@@ -1,0 +1,59 @@
+"""Intervals of what is measured on finitely many structures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Interval = tuple[float, float]
+
+
+def wilson(hits: int, n: int, level: float = 0.95) -> Interval:
+    """Interval of a proportion hits / n (Wilson 1927); (0, 1) for n = 0.
+
+    Raises ValueError for hits outside 0..n and a level outside (0, 1).
+    """
+    if not 0 <= hits <= n:
+        raise ValueError(f"hits = {hits}, allowed: 0 to n = {n}")
+    z = _quantile(level)
+    if n == 0:
+        return 0.0, 1.0
+    p, d = hits / n, 1 + z * z / n
+    centre = (p + z * z / (2 * n)) / d
+    half = z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5 / d
+    # exact ends, which rounding would miss by 1e-17
+    return (0.0 if hits == 0 else centre - half), (1.0 if hits == n else centre + half)
+
+
+def bootstrap(
+    values: NDArray[Any],
+    statistic: Callable[[NDArray[Any]], float] | None = None,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[Interval, float]:
+    """Percentile interval of a statistic of the rows of `values` (n, ...) and its standard error, by resampling.
+
+    statistic: of an array like `values`; the mean of the first dimension by default. Needs n >= 1.
+    """
+    _quantile(level)
+    values = np.asarray(values)
+    if not len(values) or resamples < 2:
+        raise ValueError(f"values has {len(values)} rows, resamples = {resamples}; allowed: at least 1 and 2")
+    generator = np.random.default_rng(seed)
+    draws = (generator.integers(len(values), size=len(values)) for _ in range(resamples))
+    found = np.array([np.mean(values[i]) if statistic is None else statistic(values[i]) for i in draws])
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return (float(low), float(high)), float(found.std(ddof=1))
+
+
+def _quantile(level: float) -> float:
+    if not 0 < level < 1:
+        raise ValueError(f"level = {level}, allowed: between 0 and 1")
+    return NormalDist().inv_cdf((1 + level) / 2)

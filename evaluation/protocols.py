@@ -1,0 +1,89 @@
+"""Protocols: every choice that changes a number, under one name and one hash.
+
+Two numbers may be compared when their protocol hashes are equal. A protocol is looked up by name, or built by
+`dataclasses.replace` from a known one under a name of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from evaluation.smact import CompositionRule
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """Arguments of pymatgen's StructureMatcher: ltol, stol without unit, angle_tol in degrees."""
+
+    ltol: float
+    stol: float
+    angle_tol: float
+    scale: bool = True
+    primitive_cell: bool = True
+    attempt_supercell: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("ltol", "stol", "angle_tol"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} = {getattr(self, name)}, allowed: a positive number")
+
+    def contains(self, other: Tolerances) -> bool:
+        """Whether whatever `other` matches is matched by these tolerances too."""
+        switches = ("scale", "primitive_cell", "attempt_supercell")
+        same = all(getattr(self, name) == getattr(other, name) for name in switches)
+        return same and self.ltol >= other.ltol and self.stol >= other.stol and self.angle_tol >= other.angle_tol
+
+
+LOOSE, DEFAULT = Tolerances(0.3, 0.5, 10.0), Tolerances(0.2, 0.3, 5.0)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way to judge structures.
+
+    task: "csp" (a candidate for each target) or "ab-initio" (samples against a distribution). matcher, strict: the
+    two tolerance sets of csp. pair_seconds: time limit of one pair, after which it counts as unmatched. structure: rule
+    of evaluation.validity. samples: how many valid samples the distances are measured on. resamples: of the bootstrap.
+    """
+
+    name: str
+    task: Literal["csp", "ab-initio"]
+    composition: CompositionRule = CompositionRule()
+    structure: Literal["cdvae", "strict"] = "cdvae"
+    matcher: Tolerances = LOOSE
+    strict: Tolerances = DEFAULT
+    pair_seconds: float = 60.0
+    samples: int = 1000
+    resamples: int = 200
+    level: float = 0.95
+
+    @property
+    def hash(self) -> str:
+        """First 12 hex digits of the sha256 of every choice; the name is left out."""
+        content = {name: value for name, value in asdict(self).items() if name != "name"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Name, hash and every choice, as plain data."""
+        return {"name": self.name, "hash": self.hash, **{f.name: asdict(self)[f.name] for f in fields(self)[1:]}}
+
+
+PROTOCOLS = {
+    p.name: p
+    for p in (
+        Protocol("diffcsp-csp", "csp"),
+        Protocol("cdvae-2022", "ab-initio"),
+    )
+}
+
+
+def protocol(name: str | Protocol) -> Protocol:
+    """The protocol of that name, or the one given; raises ValueError with the known names."""
+    if isinstance(name, Protocol):
+        return name
+    if name not in PROTOCOLS:
+        raise ValueError(f"protocol = '{name}', allowed: {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
