@@ -48,7 +48,7 @@ def structural_validity(batch: CrystalBatch, rule: str = "cdvae") -> Validity:
     """
     if rule not in RULES:
         raise ValueError(f"rule = '{rule}', allowed: {', '.join(RULES)}")
-    reasons = _unusable(batch)
+    reasons = unusable(batch)
     sound = np.array([i for i, reason in enumerate(reasons) if not reason], dtype=np.int64)
     for rows in _chunks(batch, sound):
         part = batch[rows.tolist()]
@@ -68,7 +68,7 @@ def densities(batch: CrystalBatch) -> NDArray[np.float64]:
     return (DALTON * total / volume(batch["lattice"].cpu().double())).numpy()
 
 
-def _unusable(batch: CrystalBatch) -> list[str]:
+def unusable(batch: CrystalBatch) -> list[str]:
     """Why each crystal cannot be measured, empty where it can."""
     import torch
 
