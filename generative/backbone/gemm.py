@@ -7,15 +7,21 @@ not touched: "medium" reaches oneDNN too, but where the CPU has AMX it multiplie
 
 from __future__ import annotations
 
+import json
+import os
+import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from chem.packing import default_cache
 
 PAYS = 1.4  # far from 1, so that noise in the timing does not change the library, and the last digits, between runs
 EXACT = 1e-5
@@ -52,7 +58,7 @@ def available() -> bool:
 
 @cache
 def probe(dtype: torch.dtype = torch.float32) -> GemmProbe:
-    """Measure both products, once in a process, at the current number of threads; takes about 20 ms.
+    """Measure both products, once in a process, at the current number of threads; takes about 0.1 s.
 
     Raises ValueError for another dtype than float32, for which there is nothing to choose.
     """
@@ -66,7 +72,7 @@ def probe(dtype: torch.dtype = torch.float32) -> GemmProbe:
             calls["onednn"] = lambda: _onednn(x, weight, None, "none")
         exact = F.linear(x.double(), weight.double())
         errors = {k: float((call().double() - exact).abs().max() / exact.abs().max()) for k, call in calls.items()}
-        seconds = {k: min(times) for k, times in _interleaved(calls, 4).items()}
+        seconds = {k: min(times) for k, times in _interleaved(calls, 16).items()}
     work = 2e-9 * ROWS * WIDTH * WIDTH
     rates = {k: work / s for k, s in seconds.items()}
     return GemmProbe(rates["default"], rates.get("onednn", 0.0), errors["default"], errors.get("onednn", float("inf")))
@@ -96,7 +102,39 @@ def use_onednn(x: Tensor) -> bool:
     """Whether products of x go through oneDNN: not empty, float32, on a CPU, where it is there and pays."""
     if x.dtype != torch.float32 or x.device.type != "cpu" or x.numel() == 0 or not available():
         return False
-    return _forced[-1] if _forced else probe().onednn_pays
+    return _forced[-1] if _forced else _pays_here()
+
+
+@cache
+def _pays_here() -> bool:
+    """The probe's verdict for this CPU and torch, kept in the cache directory.
+
+    Kept, so that two processes never choose differently: a choice changes the last digits. Where the directory cannot
+    be written each process probes for itself.
+    """
+    place = default_cache() / "gemm.json"
+    machine = f"{_cpu()} / torch {torch.__version__}"
+    try:
+        known = json.loads(place.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if not isinstance(known.get(machine), bool):
+        known[machine] = probe().onednn_pays
+        part = place.with_name(f".{place.name}.{os.getpid()}.part")
+        with suppress(OSError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps(known, indent=2) + "\n")
+            os.replace(part, place)
+    return known[machine]
+
+
+def _cpu() -> str:
+    """Name of the CPU, as far as the system tells it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
