@@ -10,6 +10,7 @@ of the differences over the elements as distance. On MP-20 it reaches 70 % k = 1
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -90,9 +91,10 @@ def _by_counts(batch: CrystalBatch) -> dict[tuple[int, ...], tuple[NDArray[np.in
     return {c: (np.array([i for i, _ in g]), np.stack([e for _, e in g])) for c, g in groups.items()}
 
 
+@cache
 def _mendeleev() -> NDArray[np.float64]:
-    """Mendeleev number (119,) by atomic number."""
+    """Mendeleev number (119,) by atomic number; beyond lawrencium, which has none, counted on in the order of Z."""
     from pymatgen.core import Element
 
-    values = [float(Element.from_Z(z).mendeleev_no or np.nan) for z in range(1, 119)]
-    return np.array([np.nan, *values])
+    known = [float(Element.from_Z(z).mendeleev_no) for z in range(1, 104)]
+    return np.array([0.0, *known, *(max(known) + i for i in range(1, 16))])

@@ -110,7 +110,9 @@ def _counts(composition: Composition) -> Counts:
             raise ValueError(f"{unknown[0]} is no element")
         amounts = [(element.Z, amount) for element, amount in parsed.element_composition.items()]
     except Exception as error:  # pymatgen raises several types on a bad formula
-        raise ValueError(f"composition = {composition!r} cannot be read: {error}; allowed: a formula or counts") from error
+        raise ValueError(
+            f"composition = {composition!r} cannot be read: {error}; allowed: a formula or counts"
+        ) from error
     if not amounts or any(amount != round(amount) or amount < 1 for _, amount in amounts):
         raise ValueError(f"composition = {composition!r}, allowed: whole counts of at least one atom")
     if sum(amount for _, amount in amounts) > MOST_ATOMS:

@@ -41,7 +41,10 @@ def test_results_are_those_of_pymatgen(crystals):
 
     made = noisy(crystals, 0.15, strained=0.1)
     found = match_pairs(made, crystals, [(i, i) for i in range(len(crystals))], CSP, processes=0)
-    loose, strict = StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10), StructureMatcher(ltol=0.2, stol=0.3, angle_tol=5)
+    loose, strict = (
+        StructureMatcher(ltol=0.3, stol=0.5, angle_tol=10),
+        StructureMatcher(ltol=0.2, stol=0.3, angle_tol=5),
+    )
     hits = 0
     for one, a, b in zip(found, to_structures(made), to_structures(crystals), strict=True):
         for value, matcher in ((one.rms, loose), (one.strict_rms, strict)):

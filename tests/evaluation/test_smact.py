@@ -25,7 +25,9 @@ def test_goldens_of_the_sheet(table, missing):
 
 
 def test_formulas_that_tell_the_tables_apart():
-    found = {t: compositional_validity(["HfSiRu", "TmAsSe"], CompositionRule(table=t, missing="invalid")) for t in TABLES}
+    found = {
+        t: compositional_validity(["HfSiRu", "TmAsSe"], CompositionRule(table=t, missing="invalid")) for t in TABLES
+    }
     assert found["smact14"].tolist() == [True, False]
     assert found["icsd24"].tolist() == [False, True]
 

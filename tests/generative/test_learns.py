@@ -15,8 +15,8 @@ from generative.noise import UNIT, UnitStreams
 from generative.training import TrainSettings, fit
 
 CRYSTALS = 300
-SETTINGS = TrainSettings(epochs=1500, batch_size=50, lr=3e-3, warmup=50, ema=0.99, val_every=1500, save_every=10**9)
-STEPS = 100  # of sampling, without corrector
+SETTINGS = TrainSettings(epochs=1000, batch_size=50, lr=3e-3, warmup=50, ema=0.99, val_every=1000, save_every=10**9)
+STEPS = 200  # of sampling, without corrector
 
 
 def perovskites(root: Path) -> CrystalBatch:

@@ -1,0 +1,121 @@
+"""Ab initio samples: how many are valid, and how far their densities and element counts are from a reference.
+
+The distances are 1-Wasserstein distances between a random draw of valid samples (1,000 in CDVAE's protocol) and the
+whole reference. A draw of that size from the reference itself is not at distance zero: that floor is noted beside.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evaluation.csp import formulas
+from evaluation.inputs import Items
+from evaluation.intervals import bootstrap
+from evaluation.protocols import Protocol
+from evaluation.report import Number, rate
+from evaluation.smact import batch_counts, compositional_validity
+from evaluation.validity import densities, structural_validity
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from chem.crystals import CrystalBatch
+
+FLOOR_DRAWS = 30
+
+
+def num_elements(batch: CrystalBatch) -> NDArray[np.float64]:
+    """Number of distinct elements (B,) of each crystal."""
+    return np.array([len(counts) for counts in batch_counts(batch)], dtype=np.float64)
+
+
+PROPERTIES: dict[str, tuple[Callable[[CrystalBatch], NDArray[np.float64]], str]] = {
+    "density": (densities, "g/cm^3"),
+    "num_elements": (num_elements, "elements"),
+}
+
+
+def score(
+    items: Items, reference: Items | None, protocol: Protocol, seed: int
+) -> tuple[list[Number], list[dict[str, Any]], Counter[str]]:
+    """Numbers, one row per structure, and the reasons why structures could not be judged.
+
+    Without a reference there are validities and no distances.
+    """
+    structural = structural_validity(items.batch, protocol.structure)
+    strict = structural_validity(items.batch, "strict")
+    composition = compositional_validity(items.batch, protocol.composition)
+    both = structural.valid & composition
+    n, everyone = len(items), f"all {len(items)} structures"
+    found = {
+        "structural_validity": (structural.valid, protocol.structure),
+        "compositional_validity": (composition, protocol.composition.table),
+        "validity": (both, "both, without fingerprint clause"),
+        "structural_validity_strict": (strict.valid, "strict"),
+    }
+    numbers = [rate(name, int(v.sum()), n, everyone, protocol, note) for name, (v, note) in found.items()]
+    if reference is not None:
+        numbers += _distances(items.batch, both, reference.batch, protocol, seed)
+    rows = []
+    names, density = formulas(items.batch), densities(items.batch)
+    for i, place in enumerate(items.place):
+        row: dict[str, Any] = {"id": items.ids[i], "source": items.sources[i], "failure": items.errors[i]}
+        if place is not None:
+            row |= {
+                "formula": names[place],
+                "atoms": int(items.batch["num_atoms"][place]),
+                "density": float(density[place]),
+                "structure_valid": bool(structural.valid[place]),
+                "structure_valid_strict": bool(strict.valid[place]),
+                "composition_valid": bool(composition[place]),
+                "reason": structural.reasons[place] or strict.reasons[place],
+            }
+        rows.append(row)
+    return numbers, rows, Counter(error for error in items.errors if error)
+
+
+def _distances(
+    batch: CrystalBatch, valid: NDArray[np.bool_], reference: CrystalBatch, protocol: Protocol, seed: int
+) -> list[Number]:
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(valid))[: protocol.samples]
+    of = f"{len(rows)} random valid structures against all {len(reference)} of the reference"
+    few = "" if len(rows) == protocol.samples else f"the protocol asks for {protocol.samples}"
+    if not len(rows):
+        return [Number(f"wasserstein_{name}", np.nan, 0, of, note="no valid structure") for name in PROPERTIES]
+    numbers, drawn = [], batch[np.sort(rows).tolist()]
+    for name, (measure, unit) in PROPERTIES.items():
+        ours, theirs = measure(drawn), measure(reference)
+        note = ", ".join(filter(None, [unit, f"floor {_floor(theirs, len(rows), seed):.3f}", few]))
+        numbers.append(_distance(f"wasserstein_{name}", ours, theirs, of, protocol, seed, note))
+    return numbers
+
+
+def _distance(
+    name: str,
+    ours: NDArray[np.float64],
+    theirs: NDArray[np.float64],
+    of: str,
+    protocol: Protocol,
+    seed: int,
+    note: str,
+) -> Number:
+    from scipy.stats import wasserstein_distance
+
+    def distance(values: NDArray[np.float64]) -> float:
+        return float(wasserstein_distance(values, theirs))
+
+    (low, high), error = bootstrap(ours, distance, protocol.resamples, protocol.level, seed)
+    how = f"bootstrap {protocol.level:.0%} of the samples, {protocol.resamples} resamples, seed {seed}"
+    return Number(name, distance(ours), len(ours), of, None, low, high, how, error, note)
+
+
+def _floor(values: NDArray[np.float64], n: int, seed: int) -> float:
+    """Mean distance between n crystals drawn from the reference and the reference."""
+    from scipy.stats import wasserstein_distance
+
+    draw = np.random.default_rng(seed)
+    return float(np.mean([wasserstein_distance(draw.choice(values, n), values) for _ in range(FLOOR_DRAWS)]))

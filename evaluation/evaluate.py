@@ -1,0 +1,112 @@
+"""The verb: structures in, a report out."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from evaluation.inputs import Items, from_batch, gather, load_reference, pair
+from evaluation.protocols import Protocol
+from evaluation.protocols import protocol as find_protocol
+from evaluation.report import Report, prepare_folder
+from evaluation.smact import table_source
+
+BASELINES = ("baseline:random", "baseline:substitution")
+
+
+def evaluate(
+    structures_or_files: Any,
+    reference: Any = None,
+    protocol: str | Protocol = "diffcsp-csp",
+    out: str | Path | None = None,
+    seed: int = 0,
+    *,
+    k: int | None = None,
+    processes: int | None = None,
+    root: str | Path | None = None,
+) -> Report:
+    """Judge structures by a protocol; with `out`, also write report.json and structures.csv into that folder.
+
+    structures_or_files: files, folders, pymatgen structures, records of chem.io, a CrystalBatch, or one of BASELINES in
+    place of predictions. reference: a data set as NAME:SPLIT:N (split val and all of it by default), files or
+    structures. Structure prediction pairs by the property `target`, an id of the reference, else by order with k
+    (default 1) consecutive candidates per target; a missing candidate is a miss. seed: of random draws and bootstraps.
+    processes: of the matcher, default all cores, 0 for none and no time limit. root: directory of the data sets.
+
+    Raises ValueError, in one line, for what cannot be judged at all; single bad structures are counted with a reason.
+    """
+    chosen = find_protocol(protocol)
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed = {seed!r}, allowed: a whole number from 0")
+    if out is not None:
+        prepare_folder(out)
+    judge = _csp if chosen.task == "csp" else _ab_initio
+    report = judge(structures_or_files, reference, chosen, seed, k, processes, root)
+    if out is not None:
+        report.write(out)
+    return report
+
+
+def _csp(
+    source: Any, reference: Any, protocol: Protocol, seed: int, k: int | None, processes: int | None, root: Any
+) -> Report:
+    from evaluation.csp import score
+
+    if reference is None:
+        allowed = "a data set (mp20, or mp20:val:1000), files or structures"
+        raise ValueError(f"reference = None, needed by the protocol {protocol.name}; allowed: {allowed}")
+    targets = load_reference(reference, root)
+    if isinstance(source, str) and source.startswith("baseline:"):
+        items, candidates = _baseline(source, targets, reference, k or 1, seed, root)
+    else:
+        items = gather(source)
+        candidates = pair(items, targets.ids, k)
+    numbers, rows, failures = score(items, targets, candidates, protocol, processes, seed)
+    return Report(protocol, numbers, rows, targets.name, seed, versions(protocol), failures)
+
+
+def _ab_initio(
+    source: Any, reference: Any, protocol: Protocol, seed: int, k: int | None, processes: int | None, root: Any
+) -> Report:
+    from evaluation.distributions import score
+
+    if k is not None:
+        raise ValueError(f"k = {k} is for structure prediction; allowed with the protocol {protocol.name}: None")
+    against = None if reference is None else load_reference(reference, root)
+    items = gather(source)
+    numbers, rows, failures = score(items, against, protocol, seed)
+    name = "none" if against is None else against.name
+    return Report(protocol, numbers, rows, name, seed, versions(protocol), failures)
+
+
+def _baseline(
+    name: str, targets: Items, reference: Any, k: int, seed: int, root: Any
+) -> tuple[Items, list[list[int | None]]]:
+    """The candidates of a baseline; substitution takes its templates from the train split of the reference."""
+    from chem import datasets
+    from evaluation.baselines import random_coordinates, substitution
+
+    if name not in BASELINES:
+        raise ValueError(f"structures_or_files = '{name}', allowed: {', '.join(BASELINES)}, or files")
+    if name == "baseline:random":
+        batch = random_coordinates(targets.batch, k, seed)
+        found = [list(range(i * k, (i + 1) * k)) for i in range(len(targets))]
+    else:
+        data = str(reference).split(":")[0]
+        if not isinstance(reference, (str, Path)):
+            raise ValueError(f"structures_or_files = '{name}' needs a reference by name; allowed: a data set, as mp20")
+        batch, found = substitution(datasets.load(data, "train", root=root).batch, targets.batch, k)
+    items = from_batch(batch, [f"{name}-{i}" for i in range(len(batch))], "structures_or_files")
+    return items, [[*rows, *[None] * (k - len(rows))] for rows in found]
+
+
+def versions(protocol: Protocol) -> dict[str, str]:
+    """Versions of everything a number depends on."""
+    found = {}
+    for package in ("atomsmith", "pymatgen", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return {**found, "oxidation states": f"{protocol.composition.table} of {table_source().split(' (')[0]}"}
