@@ -170,7 +170,13 @@ class RaggedBatch(Data):
         return self._copy(self._extra, {**self.fields, **fields})
 
     def attach(self, level: Level, **fields: Tensor) -> Self:
-        """A copy with fields that the class does not declare, such as a property, at the given level."""
+        """A copy with fields that the class does not declare, such as a property, at the given level.
+
+        Raises ValueError for the name of a field that has another level already.
+        """
+        for name in fields:
+            if self.levels.get(name, level) != level:
+                raise ValueError(f"field '{name}' is per {self.levels[name]}; it cannot be attached per {level}")
         extra = {**self._extra, **dict.fromkeys(fields, level)}
         return self._copy(extra, {**self.fields, **fields})
 
@@ -244,6 +250,8 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
     for i, other in enumerate(batches):
         if type(other) is not type(first) or other.fields.keys() != first.fields.keys():
             raise ValueError(f"batch {i} has fields {sorted(other.fields)}, batch 0 has {sorted(first.fields)}")
+        if differ := [name for name in first.fields if other.levels[name] != first.levels[name]]:
+            raise ValueError(f"field '{differ[0]}' is per {other.levels[differ[0]]} in batch {i} and not in batch 0")
     out = first.__class__.__new__(first.__class__)
     fields = {name: torch.cat([b[name] for b in batches]) for name in first.fields}
     counts = torch.cat([b["num_atoms"] for b in batches])

@@ -290,3 +290,12 @@ def test_layers_of_pytorch_geometric_run_on_neighbour_lists():
 
 def test_printing_does_not_fail():
     assert repr(crystals()).startswith("CrystalBatch(")
+
+
+def test_a_level_is_declared_once():
+    one_atom_each = CrystalBatch([1, 1], lattice=torch.eye(3).repeat(2, 1, 1))
+    with pytest.raises(ValueError, match="'lattice' is per structure; it cannot be attached per atom"):
+        one_atom_each.attach("atom", lattice=torch.zeros(2, 3, 3))
+    charge = torch.zeros(2)
+    with pytest.raises(ValueError, match="'charge' is per structure in batch 1"):
+        concatenate([one_atom_each.attach("atom", charge=charge), one_atom_each.attach("structure", charge=charge)])
