@@ -1,6 +1,7 @@
 """Baselines of structure prediction that learn nothing: what a model has to beat.
 
-`random_coordinates` puts the right atoms at random into the true cell; on high symmetry that matches surprisingly often.
+`random_coordinates` puts the right atoms at random into the true cell; on high symmetry that matches
+surprisingly often.
 
 `substitution` answers with a training crystal: among those with the same multiset of atom counts per cell, the one
 whose elements are nearest in Mendeleev number (Pettifor), elements of equal count paired in that order, and the mean
@@ -52,7 +53,8 @@ def substitution(train: CrystalBatch, targets: CrystalBatch, k: int = 1) -> tupl
         raise ValueError(f"k = {k}, allowed: at least 1")
     library = _by_counts(train)
     number = _mendeleev()
-    rows, ours, theirs, candidates = [], [], [], []
+    rows: list[int] = []
+    ours, theirs, candidates = [], [], []
     for counts, elements in _all_elements(targets):
         index, templates = library.get(counts, (np.zeros(0, np.int64), np.zeros((0, len(counts)), np.int64)))
         distance = np.abs(number[templates] - number[elements]).mean(1)

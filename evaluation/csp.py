@@ -1,9 +1,9 @@
 """Structure prediction: match rate and RMSE at k candidates per target, in three variants that are never mixed.
 
 `all` counts every match. `legacy` is what DiffCSP's tables give: for k = 1 a match counts only where prediction and
-truth are both valid, for k > 1 where the prediction is; the original also asks that a fingerprint can be computed, which
-is not checked here, and the name says so. `strict` counts matches under the tight tolerances. Every rate is over all
-targets: a missing, unreadable, too slow or invalid candidate is a miss.
+truth are both valid, for k > 1 where the prediction is; the original also asks that a fingerprint can be computed,
+which is not checked here, and the name says so. `strict` counts matches under the tight tolerances. Every rate is
+over all targets: a missing, unreadable, too slow or invalid candidate is a miss.
 
 RMSE is the mean of the smallest rms over the matched targets alone, so it can be traded against matches; cRMSE counts
 stol for the unmatched. Matching rescales to one volume, so the volume error stands beside.
@@ -53,7 +53,8 @@ def score(
 ) -> tuple[list[Number], list[dict[str, Any]], Counter[str]]:
     """Numbers, one row per candidate, and the reasons why candidates could not be judged."""
     slots = [(j, c, i) for j, row in enumerate(candidates) for c, i in enumerate(row)]
-    tried = [(j, c, items.place[i]) for j, c, i in slots if i is not None and items.place[i] is not None]
+    places = [(j, c, None if i is None else items.place[i]) for j, c, i in slots]
+    tried = [(j, c, place) for j, c, place in places if place is not None]
     matches = match_pairs(items.batch, reference.batch, [(p, j) for j, _, p in tried], protocol, processes)
     of = {(j, c): match for (j, c, _), match in zip(tried, matches, strict=True)}
     structural = structural_validity(items.batch, protocol.structure)
@@ -61,7 +62,7 @@ def score(
     true = structural_validity(reference.batch, protocol.structure).valid
     true = true & compositional_validity(reference.batch, protocol.composition)
     scores = _scores(items, reference, tried, of, structural.valid & composition, true, candidates)
-    judged = _Judged(items, reference, of, structural, composition, scores)
+    judged = _Judged(items, reference, of, structural, composition, scores, formulas(reference.batch))
     rows = [judged.row(*slot) for slot in slots]
     failures: Counter[str] = Counter(row["failure"] for row in rows if row["failure"])
     k = len(candidates[0])
@@ -77,7 +78,7 @@ def score(
 def _scores(
     items: Items,
     reference: Items,
-    tried: Sequence[tuple[int, int, int | None]],
+    tried: Sequence[tuple[int, int, int]],
     of: dict[tuple[int, int], Match],
     valid: NDArray[np.bool_],
     true: NDArray[np.bool_],
@@ -127,7 +128,7 @@ def _numbers(scores: Scores, k: int, protocol: Protocol, seed: int) -> list[Numb
 
 
 def _volume_error(scores: Scores, k: int) -> NDArray[np.float64]:
-    """|dV|/V of the best-matching candidate of each target, else of its first comparable one; targets with neither out."""
+    """|dV|/V of each target's best-matching candidate, else its first comparable one; targets with neither left out."""
     known = ~np.isnan(scores.volume_error[:, :k])
     order = np.where(np.isnan(scores.rms[:, :k]), 1e3, scores.rms[:, :k])
     pick = np.where(known, order, np.inf).argmin(1)
@@ -150,9 +151,7 @@ class _Judged:
     structural: Validity
     composition: NDArray[np.bool_]
     scores: Scores
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "formulas", formulas(self.reference.batch))
+    formulas: list[str]
 
     def row(self, target: int, candidate: int, item: int | None) -> dict[str, Any]:
         """One row of structures.csv."""
@@ -166,7 +165,7 @@ class _Judged:
             "candidate": candidate,
             "id": "" if item is None else self.items.ids[item],
             "source": "" if item is None else self.items.sources[item],
-            "target_formula": self.formulas[target],  # type: ignore[attr-defined]
+            "target_formula": self.formulas[target],
             "target_atoms": int(self.reference.batch["num_atoms"][target]),
             "target_valid": bool(self.scores.true[target]),
             "structure_valid": None if place is None else bool(self.structural.valid[place]),

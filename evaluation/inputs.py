@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
     from chem.crystals import CrystalBatch
 
@@ -44,7 +42,8 @@ def gather(source: Any, argument: str = "structures_or_files") -> Items:
         return from_batch(source, [str(i) for i in range(len(source))], argument)
     from chem.convert import batch_from_arrays, site_arrays
 
-    ids, targets, errors, sources, arrays, place = [], [], [], [], [], []
+    ids: list[str] = []
+    targets, errors, sources, arrays, place = [], [], [], [], []
     for structure, name, properties, origin, error in _records(source, argument):
         if structure is not None and not error:
             try:
@@ -78,7 +77,7 @@ def from_batch(batch: CrystalBatch, ids: Sequence[str], argument: str, name: str
 
 
 def load_reference(reference: Any, root: str | Path | None = None) -> Items:
-    """A data set as NAME, NAME:SPLIT or NAME:SPLIT:N (its first N; the split is val by default), or what `gather` takes.
+    """A data set as NAME, NAME:SPLIT or NAME:SPLIT:N (its first N; split val by default), or what `gather` takes.
 
     Raises ValueError for an unknown split, too large an N, and a reference of which a structure cannot be read.
     """
@@ -153,7 +152,7 @@ def pair(items: Items, ids: Sequence[str], k: int | None = None) -> list[list[in
         if len(items) != k * len(ids):
             need = f"{len(items)} structures for {len(ids)} targets and k = {k}, which needs {k * len(ids)}"
             raise ValueError(f"{need}; allowed: that number, or a property `target` on each structure")
-        return np.arange(len(items)).reshape(len(ids), k).tolist()
+        return [[*range(i * k, (i + 1) * k)] for i in range(len(ids))]
     return _pair_by_target(items, ids, k)
 
 

@@ -131,9 +131,7 @@ def prepare_folder(out: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
-            f"out = '{out}' cannot be used ({error.strerror}); allowed: a folder, or a new path"
-        ) from error
+        raise ValueError(f"out = '{out}' cannot be used ({error.strerror}); allowed: a folder or a new path") from error
     return folder
 
 

@@ -18,7 +18,7 @@ from functools import cache, lru_cache
 from itertools import groupby
 from math import gcd, prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -78,7 +78,7 @@ def compositional_validity(
 ) -> NDArray[np.bool_]:
     """Which compositions (B,) pass the rule: of a batch of crystals, or of formulas or mappings of element to count."""
     if hasattr(compositions, "num_structures"):
-        found: Iterable[Counts] = batch_counts(compositions)
+        found: Iterable[Counts] = batch_counts(cast("CrystalBatch", compositions))
     else:
         found = [_counts(composition) for composition in compositions]
     return np.array([_valid(counts, rule) for counts in found], dtype=bool)
@@ -110,9 +110,8 @@ def _counts(composition: Composition) -> Counts:
             raise ValueError(f"{unknown[0]} is no element")
         amounts = [(element.Z, amount) for element, amount in parsed.element_composition.items()]
     except Exception as error:  # pymatgen raises several types on a bad formula
-        raise ValueError(
-            f"composition = {composition!r} cannot be read: {error}; allowed: a formula or counts"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"composition = {composition!r}, allowed: a formula or counts ({reason})") from error
     if not amounts or any(amount != round(amount) or amount < 1 for _, amount in amounts):
         raise ValueError(f"composition = {composition!r}, allowed: whole counts of at least one atom")
     if sum(amount for _, amount in amounts) > MOST_ATOMS:

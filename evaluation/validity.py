@@ -58,12 +58,13 @@ def structural_validity(batch: CrystalBatch, rule: str = "cdvae") -> Validity:
 
 
 def densities(batch: CrystalBatch) -> NDArray[np.float64]:
-    """Mass density (B,) of each crystal in g/cm^3; infinite for a cell without volume."""
+    """Mass density (B,) of each crystal in g/cm^3; infinite without volume, NaN for an unknown element."""
     import torch
 
     from chem.lattice import volume
 
-    masses = torch.from_numpy(_masses())[batch["atomic_numbers"].cpu()]
+    z = batch["atomic_numbers"].cpu()
+    masses = torch.from_numpy(_masses())[torch.where((z >= 1) & (z <= 118), z, 0)]
     total = torch.zeros(len(batch), dtype=torch.float64).index_add(0, batch["batch"].cpu(), masses)
     return (DALTON * total / volume(batch["lattice"].cpu().double())).numpy()
 
@@ -164,4 +165,4 @@ def _masses() -> NDArray[np.float64]:
     """Atomic mass (119,) in dalton by atomic number."""
     from ase.data import atomic_masses
 
-    return np.array(atomic_masses[:119], dtype=np.float64)
+    return np.array([np.nan, *atomic_masses[1:119]], dtype=np.float64)

@@ -63,7 +63,10 @@ class CSPNet(Network):
     Inputs: `frac_coords`, `lattice` and `atomic_numbers` in 1..100, or `types` (M, 100) instead of the latter.
     time_embedding: module from t (B,) to (B, time_dim). products: dtype of the matrix products of the fast form
     (None: that of the weights; torch.bfloat16: relative error about 2e-4, state, norms, means and heads stay exact).
+    compile_kernels: use the compiled kernel of compiled.py where nothing needs a gradient.
     """
+
+    compile_kernels: bool = False
 
     def __init__(
         self, hidden: int, layers: int, frequencies: int, time_embedding: nn.Module, time_dim: int, types: bool = False

@@ -28,12 +28,14 @@ from generative.backbone.triangle import PreActivation
 if TYPE_CHECKING:
     from generative.backbone.cspnet import CSPNet
 
-CHUNK_ENTRIES = 2**20  # entries of one edge tensor: 4 MiB in float32
+CHUNK_ENTRIES = 2**20  # entries of one edge tensor on a CPU: 4 MiB in float32, which its cache holds
+GPU_ENTRIES = 2**26  # elsewhere few large kernels pay
 
 
 def plan_of(net: CSPNet, batch: CrystalBatch) -> Plan:
     """The plan this network uses for the batch."""
-    return make_plan(batch, max(1, CHUNK_ENTRIES // net.hidden))
+    entries = CHUNK_ENTRIES if batch["num_atoms"].device.type == "cpu" else GPU_ENTRIES
+    return make_plan(batch, max(1, entries // net.hidden))
 
 
 def run_layers(net: CSPNet, batch: CrystalBatch, h: Tensor) -> Tensor:
@@ -45,7 +47,7 @@ def run_layers(net: CSPNet, batch: CrystalBatch, h: Tensor) -> Tensor:
     h = h[plan.atom_order]
     gram = (batch["lattice"] @ batch["lattice"].transpose(1, 2)).flatten(1)[plan.structure_order]
     pairs = pair_features(batch["frac_coords"][plan.atom_order], plan, net.frequencies, dtype)
-    work = None if torch.is_grad_enabled() else inference.Workspace(plan, net.hidden, h.to(dtype))
+    work = None if torch.is_grad_enabled() else inference.Workspace(plan, net.hidden, h.to(dtype), net.compile_kernels)
     for layer in net.csp_layers:
         u = layer.layer_norm(h)
         weights = edge_weights(layer, net.frequencies, dtype)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from generative.backbone.compiled import silu_pre_activation
 from generative.backbone.gemm import linear, linear_silu
 from generative.backbone.pairs import EdgeWeights, Pairs
 from generative.backbone.plan import Chunk, Plan
@@ -17,9 +18,13 @@ from generative.backbone.triangle import fill
 
 
 class Workspace:
-    """Buffers for the largest chunk of a plan, made once for all layers of one call."""
+    """Buffers for the largest chunk of a plan, made once for all layers of one call.
 
-    def __init__(self, plan: Plan, hidden: int, like: Tensor):
+    compiled: make pre-activations with the compiled kernel.
+    """
+
+    def __init__(self, plan: Plan, hidden: int, like: Tensor, compiled: bool = False):
+        self.compiled = compiled
         edges = max((c.count * c.n * c.n for c in plan.chunks), default=0)
         pairs = max((c.count * (c.n * (c.n - 1) // 2) for c in plan.chunks), default=0)
         self._buffers = {
@@ -56,4 +61,6 @@ def _pre_activation(features: Pairs, w: EdgeWeights, chunk: Chunk, to: Tensor, o
     pairs = n * (n - 1) // 2
     s = linear(features.sin, w.sine, out=work.take("sin", count * pairs)).view(count, pairs, hidden)
     c = linear(features.cos, w.cosine, out=work.take("cos", count * pairs)).view(count, pairs, hidden)
+    if work.compiled and n > 1:
+        return silu_pre_activation(s, c, w.diagonal, to, of)
     return F.silu(fill(pre.view(count, n, n, hidden), s, c, w.diagonal, to, of), inplace=True)

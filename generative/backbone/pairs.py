@@ -32,8 +32,8 @@ def pair_features(frac: Tensor, plan: Plan, frequencies: int, dtype: torch.dtype
     # the integer part is dropped before rounding: at k = 127 it would cost two digits of the phase
     angle = (2 * math.pi * (turns - turns.floor()).to(frac.dtype)).flatten(1)
     sin, cos = angle.sin(), angle.cos()
-    # in bf16 putting pairs in their places costs more than the product it saves
-    build = _every_edge if dtype == torch.bfloat16 else _unordered_pairs
+    # in bf16, and on a GPU, putting pairs in their places costs more than the product it saves
+    build = _unordered_pairs if frac.device.type == "cpu" and dtype != torch.bfloat16 else _every_edge
     out = []
     for c in plan.chunks:
         s, k = (x[c.atoms].view(c.count, c.n, sin.shape[1]) for x in (sin, cos))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from evaluation.smact import TABLES, CompositionRule, _data, compositional_validity, is_valid_composition, table_source
 
-VALID = "NaCl SrTiO3 Fe2O3 Li2O CuZn Na GaAs Mg2Si AlSi SiC NO2 XeF2 H2O CO".split()
-INVALID = "Fe3O4 Mn3O4 LaB6 LiO2 HeO".split()
+VALID = ["NaCl", "SrTiO3", "Fe2O3", "Li2O", "CuZn", "Na", "GaAs", "Mg2Si", "AlSi", "SiC", "NO2", "XeF2", "H2O", "CO"]
+INVALID = ["Fe3O4", "Mn3O4", "LaB6", "LiO2", "HeO"]
 
 
 @pytest.mark.parametrize("table", TABLES)

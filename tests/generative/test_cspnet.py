@@ -244,3 +244,16 @@ def test_steps_of_the_time_embedding_are_integers():
     assert torch.equal(embed(t), embed(torch.tensor([0.0, 0.5, 0.999])))
     expected = torch.tensor([1000.0, 500.0, 1.0], dtype=torch.float64).sin()
     torch.testing.assert_close(embed(t)[:, 0].double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-12), (torch.float32, 5e-6)])
+def test_compiled_kernel_is_the_same_function(dtype, bound):
+    net, batch = network().to(dtype), crystals([1, 2, 20, 3, 20, 5]).to(dtype)
+    t = times(len(batch)).to(dtype)
+    with torch.no_grad():
+        expected = net.plain(batch, t)
+        net.compile_kernels = True
+        found = net(batch, t)
+    for field in expected:
+        assert (found[field] - expected[field]).abs().max() <= bound * expected[field].abs().max()
