@@ -24,7 +24,8 @@ def random_batch(n: int, seed: int = 0) -> CrystalBatch:
     counts = rng.integers(1, 9, n)
     skew = np.eye(3) + np.tril(rng.integers(-2, 3, (n, 3, 3)), -1)
     lattices = skew @ (TRICLINIC * rng.uniform(0.4, 1.1, (n, 1, 1)) + rng.normal(0, 0.2, (n, 3, 3)))
-    return batch_from_arrays([rng.integers(1, 80, c) for c in counts], [rng.random((c, 3)) for c in counts], list(lattices))
+    numbers, frac = [rng.integers(1, 80, c) for c in counts], [rng.random((c, 3)) for c in counts]
+    return batch_from_arrays(numbers, frac, list(lattices))
 
 
 def test_parity_rule_equals_the_distance_matrix_of_pymatgen():
