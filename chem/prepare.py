@@ -22,7 +22,8 @@ import numpy as np
 
 from chem.datasets import FAILURES_FILE, PACKED_FILE, SPLITS_FILE, STATISTICS_FILE, split_rows
 from chem.download import fetch, file_sha256
-from chem.packing import TABLE_SUFFIXES, Failure, Packed, assemble, pack_rows, read_table, save
+from chem.packing import TABLE_SUFFIXES, Failure, Packed, assemble, read_table, save
+from chem.row_parsing import pack_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -169,7 +169,8 @@ def build() -> Packed:
     """
     from pymatgen.core import Structure
 
-    from chem.packing import assemble, reduced_arrays
+    from chem.packing import assemble
+    from chem.row_parsing import reduced_arrays
 
     rows, ids, properties = [], [], []
     for prototype in PROTOTYPES:

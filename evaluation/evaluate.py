@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from evaluation.inputs import Items, from_batch, gather, load_reference, pair
+from evaluation.inputs import Items, from_batch, gather, load_reference, names_data_set, pair
 from evaluation.protocols import Protocol
 from evaluation.protocols import protocol as find_protocol
 from evaluation.report import Report, prepare_folder
@@ -28,11 +28,12 @@ def evaluate(
 ) -> Report:
     """Judge structures by a protocol; with `out`, also write report.json and structures.csv into that folder.
 
-    structures_or_files: files, folders, pymatgen structures, records of chem.io, a CrystalBatch, or one of BASELINES in
-    place of predictions. reference: a data set as NAME:SPLIT:N (split val and all of it by default), files or
-    structures. Structure prediction pairs by the property `target`, an id of the reference, else by order with k
-    (default 1) consecutive candidates per target; a missing candidate is a miss. seed: of random draws and bootstraps.
-    processes: of the matcher, default all cores, 0 for none and no time limit. root: directory of the data sets.
+    structures_or_files: files, folders, pymatgen structures, records of chem.io, a CrystalBatch, a data set as
+    NAME:SPLIT:N (split val and all of it by default), or one of BASELINES in place of predictions. reference: a data
+    set, files or structures. Structure prediction pairs by the property `target`, an id of the reference, else by
+    order with k (default 1) consecutive candidates per target; a missing candidate is a miss. seed: of random draws and
+    bootstraps. processes: of the matcher, default all cores, 0 for none and no time limit. root: directory of the data
+    sets, else ATOMSMITH_DATA.
 
     Raises ValueError, in one line, for what cannot be judged at all; single bad structures are counted with a reason.
     """
@@ -60,7 +61,7 @@ def _csp(
     if isinstance(source, str) and source.startswith("baseline:"):
         items, candidates = _baseline(source, targets, reference, k or 1, seed, root)
     else:
-        items = gather(source)
+        items = _given(source, root)
         candidates = pair(items, targets.ids, k)
     numbers, rows, failures = score(items, targets, candidates, protocol, processes, seed)
     return Report(protocol, numbers, rows, targets.name, seed, versions(protocol), failures)
@@ -74,10 +75,14 @@ def _ab_initio(
     if k is not None:
         raise ValueError(f"k = {k} is for structure prediction; allowed with the protocol {protocol.name}: None")
     against = None if reference is None else load_reference(reference, root)
-    items = gather(source)
+    items = _given(source, root)
     numbers, rows, failures = score(items, against, protocol, seed)
     name = "none" if against is None else against.name
     return Report(protocol, numbers, rows, name, seed, versions(protocol), failures)
+
+
+def _given(source: Any, root: Any) -> Items:
+    return load_reference(source, root) if names_data_set(source) else gather(source)
 
 
 def _baseline(

@@ -86,9 +86,8 @@ def load_reference(reference: Any, root: str | Path | None = None) -> Items:
     if hasattr(reference, "batch") and hasattr(reference, "ids"):
         return from_batch(reference.batch, reference.ids, "reference", f"{reference.name} {reference.split}")
     if isinstance(reference, (str, Path)):
-        name, *rest = str(reference).split(":")
-        prepared = (Path(name).expanduser() / datasets.SPLITS_FILE).is_file()
-        if name in (*datasets.LAYOUTS, "prototypes") or prepared:
+        if names_data_set(reference):
+            name, *rest = str(reference).split(":")
             return _data_set(name, rest, str(reference), root)
         if not Path(reference).expanduser().exists():
             known = ", ".join((*datasets.LAYOUTS, "prototypes"))
@@ -98,6 +97,16 @@ def load_reference(reference: Any, root: str | Path | None = None) -> Items:
         first = f"{items.ids[bad[0]]}: {items.errors[bad[0]]}"
         raise ValueError(f"reference: {len(bad)} of {len(items)} structures could not be read; the first: {first}")
     return items
+
+
+def names_data_set(source: Any) -> bool:
+    """Whether this is NAME, NAME:SPLIT or NAME:SPLIT:N of a known data set or of a folder made by `prepare`."""
+    from chem import datasets
+
+    if not isinstance(source, (str, Path)):
+        return False
+    name = str(source).split(":")[0]
+    return name in (*datasets.LAYOUTS, "prototypes") or (Path(name).expanduser() / datasets.SPLITS_FILE).is_file()
 
 
 def _data_set(name: str, rest: list[str], given: str, root: str | Path | None) -> Items:

@@ -104,7 +104,7 @@ class Report:
             form = _percent if n.hits is not None else _decimal
             interval = "" if math.isnan(n.low) else f"{form(n.low)} .. {form(n.high)}"
             of = n.denominator if n.hits is None else f"{n.hits} of {n.denominator}"
-            table.add_row(n.name, form(n.value), interval, f"{of}; {n.note}" if n.note else of)
+            table.add_row(n.name.replace("_", " "), form(n.value), interval, f"{of}; {n.note}" if n.note else of)
         return table
 
     def show(self) -> None:

@@ -45,6 +45,10 @@ def limited_map(
         processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if processes < 0 or not seconds >= MIN_SECONDS:
         raise ValueError(f"processes = {processes}, seconds = {seconds}; allowed: at least 0 and {MIN_SECONDS}")
+    if processes and "__main__" in (function.__module__, getattr(start, "__module__", None)):
+        raise ValueError(
+            f"function = {function.__qualname__} of the running script, allowed: one of an imported module"
+        )
     if processes == 0:
         return (_here(function, item) for item in items)
     return _in_processes(function, items, seconds, processes, start)
@@ -85,6 +89,7 @@ def _in_processes(
 
 def _result(future: Any, seconds: float) -> Any:
     from concurrent.futures import TimeoutError as Late
+    from concurrent.futures.process import BrokenProcessPool
 
     from pebble import ProcessExpired
 
@@ -94,6 +99,8 @@ def _result(future: Any, seconds: float) -> Any:
         return Failed(f"not done within {seconds:g} s")
     except ProcessExpired as error:
         return Failed(f"its process died with exit code {error.exitcode}")
+    except BrokenProcessPool as error:
+        raise RuntimeError(f"worker processes cannot start ({error}); processes=0 works without them") from error
     except Exception as error:
         return Failed(_reason(error))
 

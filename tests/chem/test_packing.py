@@ -12,9 +12,10 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
-from chem import packing
+from chem import packing, row_parsing
 from chem.convert import to_structures
-from chem.packing import assemble, load_packed, pack, pack_rows, save
+from chem.packing import assemble, load_packed, pack, save
+from chem.row_parsing import pack_rows
 
 SKEWED = [[1, 0, 0], [1, 1, 0], [-2, 1, 1]]  # an unreduced basis of the same lattice
 
@@ -132,7 +133,7 @@ def test_options_and_content_change_the_address(table: Path, tmp_path: Path) -> 
 
 
 def test_several_processes_give_the_rows_of_one_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "SERIAL_BELOW", 0)
+    monkeypatch.setattr(row_parsing, "SERIAL_BELOW", 0)
     texts = [cif(structure(i)) for i in range(6)] + ["nonsense"]
     alone, together = pack_rows(texts, processes=1), pack_rows(texts, processes=2)
     assert alone[-1] == together[-1] and isinstance(alone[-1], str)
@@ -149,7 +150,7 @@ class Deadly:
 
 
 def test_a_dying_process_costs_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "SERIAL_BELOW", 0)
+    monkeypatch.setattr(row_parsing, "SERIAL_BELOW", 0)
     start = time.monotonic()
     rows = pack_rows([structure(0), structure(1), Deadly(), structure(2)], processes=2)  # type: ignore[list-item]
     assert [isinstance(row, str) for row in rows] == [False, False, True, False]
@@ -158,8 +159,8 @@ def test_a_dying_process_costs_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_processes_that_cannot_start_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "SERIAL_BELOW", 0)
-    monkeypatch.setattr(packing.sys, "executable", "/bin/false")
+    monkeypatch.setattr(row_parsing, "SERIAL_BELOW", 0)
+    monkeypatch.setattr(row_parsing.sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match="cannot start"):
         pack_rows(["x", "y"], processes=2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -96,6 +97,10 @@ def _work(item):
     return item
 
 
+def _cannot_start():
+    raise ImportError("a library is missing")
+
+
 def test_workers_are_killed_per_item_and_lose_nothing():
     items = [0, "hang", 1, "die", 2, "raise", 3]
     started = time.monotonic()
@@ -126,7 +131,46 @@ def test_a_script_needs_no_main_guard(tmp_path):
     assert done.stdout == "[1, 2]\n" and done.returncode == 0
 
 
+def test_an_interrupt_ends_the_workers_at_once(tmp_path):
+    code = """
+import os, time
+from evaluation.workers import limited_map
+results = limited_map(time.sleep, [0, *[60] * 6], 100, 2)
+next(results)
+print("working", flush=True)
+try:
+    list(results)
+except KeyboardInterrupt:
+    print(len(__import__("multiprocessing").active_children()))
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    assert done.stdout is not None and done.stdout.readline() == "working\n"
+    started = time.monotonic()
+    done.send_signal(signal.SIGINT)
+    assert done.communicate(timeout=40)[0] == "0\n" and done.returncode == 0
+    assert time.monotonic() - started < 20
+
+
+def test_workers_that_cannot_start_are_a_fault_and_not_a_score():
+    with pytest.raises(RuntimeError, match="^worker processes cannot start"):
+        list(limited_map(abs, [1, 2], 5.0, 1, start=_cannot_start))
+
+
 def test_bad_limits_are_refused():
     with pytest.raises(ValueError, match="^processes = -1"):
         limited_map(abs, [1], 1.0, -1)
-    assert np.isfinite(CSP.pair_seconds)
+    local = lambda x: x  # noqa: E731
+    local.__module__ = "__main__"
+    with pytest.raises(ValueError, match="of the running script"):
+        limited_map(local, [1], 1.0, 1)
+
+
+def test_import_is_light():
+    names = "baselines csp distributions evaluate inputs intervals matching protocols report smact validity workers"
+    heavy = "pymatgen ase rdkit pandas pyarrow scipy pebble rich torch_geometric"
+    code = f"import sys\nfor name in {names.split()}: __import__('evaluation.' + name)\n"
+    code += f"print([m for m in {heavy.split()} if m in sys.modules], 'generative' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == "[] False\n"
