@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,7 @@ def identity(batch: Any) -> Any:
     return batch
 
 
+@final
 class Denoiser(Generator):
     """Network + processes + the only time loop of the package.
 

@@ -125,7 +125,9 @@ def sample_batches(
             for state in denoiser.trajectory(template, steps, streams):  # noqa: B007
                 if on_step is not None:
                     on_step(size)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (MemoryError, RuntimeError) as error:
+            if not is_memory_error(error):
+                raise
             if batch_size == UNIT:
                 raise MemoryError(f"{size} cells of up to {max(counts)} atoms do not fit the memory") from error
             batch_size = batch_size // 2 // UNIT * UNIT or UNIT
@@ -133,6 +135,13 @@ def sample_batches(
             continue
         yield first, denoiser.decode(state)
         first += size
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out; on the CPU torch raises a plain RuntimeError for it."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
 def batch_size_for(denoiser: Denoiser) -> int:

@@ -112,13 +112,22 @@ def test_elements_that_do_not_exist_or_were_not_seen(tiny_ab_initio):
         atomsmith.sample(tiny_ab_initio, 1, formula="NaCl")
 
 
-def test_a_memory_error_halves_the_batch(tiny_csp, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "python"],
+)
+def test_a_memory_error_halves_the_batch(tiny_csp, monkeypatch, error):
     sizes, trajectory = [], Denoiser.trajectory
 
     def hungry(self, template, *args, **kwargs):
         sizes.append(len(template))
         if len(template) > 16:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return trajectory(self, template, *args, **kwargs)
 
     monkeypatch.setattr(Denoiser, "trajectory", hungry)

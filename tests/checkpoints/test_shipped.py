@@ -1,0 +1,26 @@
+"""Every checkpoint that comes with the package: small enough, verified, described, and able to sample."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import atomsmith
+import checkpoints
+from checkpoints.manifest import SHIPPED
+
+
+@pytest.mark.parametrize("name", sorted(checkpoints.available()))
+def test_shipped(name):
+    assert sum(p.stat().st_size for p in (SHIPPED / name).iterdir()) < 26e6
+    loaded = atomsmith.load(name, "cpu")
+    assert loaded.name == name and loaded.statistics.num_structures > 0
+    card = (SHIPPED / name / "card.md").read_text()
+    for part in ("- data: ", "- command: `atomsmith train ", "- seed: ", "- hardware and time: ", "## Loss", "## Measured"):
+        assert part in card
+    made = atomsmith.sample(loaded, 2, formula="NaCl", steps=20)
+    assert all(np.isfinite(s.lattice.matrix).all() and 5 < s.volume < 1000 for s in made)
+
+
+def test_something_is_shipped():
+    assert "diffcsp-mp20-csp" in checkpoints.available()
