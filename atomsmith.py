@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
     from checkpoints import CheckpointInfo, LoadedModel
     from chem.prepare import PrepareReport
+    from evaluation.report import Report
 
 __version__ = "0.1.0"
-__all__ = ["load", "models", "prepare", "sample", "train"]
+__all__ = ["evaluate", "load", "models", "prepare", "sample", "train"]
 
 
 def models() -> dict[str, CheckpointInfo]:
@@ -181,6 +182,32 @@ def train(
     return making.train(recipe, data, Path(out), seed, init, restat, resume, root, devices=devices)
 
 
+def evaluate(
+    structures_or_files: Any,
+    reference: Any = None,
+    protocol: str = "diffcsp-csp",
+    out: str | Path | None = None,
+    seed: int = 0,
+    *,
+    k: int | None = None,
+    processes: int | None = None,
+    root: str | Path | None = None,
+) -> Report:
+    """Judge structures, ours or anyone's, by a named protocol; with `out`, also write report.json and structures.csv.
+
+    structures_or_files: files, folders, pymatgen structures, a data set as NAME:SPLIT:N, or "baseline:random" and
+    "baseline:substitution". reference: what predictions are paired with or samples compared to (a data set, files or
+    structures). protocol: "diffcsp-csp" (match rate and RMSE) or "cdvae-2022" (validity and distances). k: consecutive
+    candidates for each target where they carry no property `target`. `report["name"]` is a number with its
+    denominator and interval; `report.show()` prints the table.
+
+    Raises ValueError in one line for what cannot be judged at all; single bad structures are counted with a reason.
+    """
+    from evaluation.evaluate import evaluate as judge
+
+    return judge(structures_or_files, reference, protocol, out, seed, k=k, processes=processes, root=root)
+
+
 def prepare(
     source: str | Path | Sequence[str | Path],
     name: str,
@@ -272,6 +299,21 @@ def _prepare(
 ) -> None:
     report = prepare(source if len(source) > 1 else source[0], name, out, seed, id_column=id_column)
     typer.echo(f"{report.num_structures} structures in {report.folder}, {len(report.failures)} failures")
+
+
+@app.command("evaluate", help="Judge structures by a named protocol: a table, report.json, one row a structure.")
+def _evaluate(
+    files: Annotated[list[str], typer.Argument(help="files or folders, a data set NAME:SPLIT:N, or baseline:random")],
+    reference: Annotated[str | None, option(help="data set NAME:SPLIT:N, or files")] = None,
+    protocol: Annotated[str, option(help="diffcsp-csp or cdvae-2022")] = "diffcsp-csp",
+    out: Annotated[Path | None, option(help="folder for report.json and structures.csv")] = None,
+    seed: Annotated[int, option(help="of bootstraps and baselines")] = 0,
+    k: Annotated[int | None, option(help="consecutive candidates for each target")] = None,
+    processes: Annotated[int | None, option(help="of the matcher (default: all cores)")] = None,
+    root: Annotated[Path | None, option(help="directory of the data sets (default: ATOMSMITH_DATA)")] = None,
+) -> None:
+    given = files if len(files) > 1 else files[0]
+    evaluate(given, reference, protocol, out, seed, k=k, processes=processes, root=root).show()
 
 
 def _integer(text: str, name: str) -> int:

@@ -1,9 +1,8 @@
-"""Match rate k = 1 of a structure-prediction model on validation crystals, by pymatgen's matcher.
+"""Match rate of a structure-prediction model on validation crystals, with both baselines beside it.
 
-    python -m benchmarks.match_rate diffcsp-mp20-csp --n 300
+    python -m benchmarks.match_rate diffcsp-mp20-csp --n 300 --json measured.jsonl
 
-The first n crystals of the validation split, one candidate each, every one counted in the denominator (no validity
-filter). Tolerances stol 0.5, ltol 0.3, angle_tol 10 as in DiffCSP. RMSE is over the matched, in units of (V/N)^(1/3).
+One candidate for each of the first n crystals of the validation split, scored by the protocol diffcsp-csp.
 """
 
 from __future__ import annotations
@@ -11,24 +10,23 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import atomsmith
 from chem import datasets
 from chem.convert import to_structures
+from chem.crystals import CrystalBatch
+from evaluation.evaluate import BASELINES, evaluate
+from generative.generator import Denoiser
 from generative.noise import UNIT, UnitStreams
 
 
-def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927)."""
-    p, d = hits / n, 1 + z * z / n
-    centre, half = (p + z * z / (2 * n)) / d, z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5 / d
-    return centre - half, centre + half
-
-
-def predict(model, batch, steps: int, seed: int, batch_size: int, correct: bool):
+def predict(model: Denoiser, batch: CrystalBatch, steps: int, seed: int, batch_size: int, correct: bool) -> list[Any]:
     """One structure for each crystal of the batch, from its composition alone."""
     made = []
     for first in range(0, len(batch), batch_size):
@@ -41,10 +39,16 @@ def predict(model, batch, steps: int, seed: int, batch_size: int, correct: bool)
     return made
 
 
-def main() -> None:
-    from pymatgen.analysis.structure_matcher import StructureMatcher
+def judge(what: Any, reference: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """The report of the protocol diffcsp-csp as plain data, printed as a table."""
+    report = evaluate(what, reference, "diffcsp-csp", seed=seed, processes=2)
+    report.show()
+    numbers = {n.name: asdict(n) for n in report.numbers}
+    return {**settings, "reference": reference, "protocol_hash": report.protocol.hash, "numbers": numbers}
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--data", default="mp20")
     parser.add_argument("--n", type=int, default=300)
@@ -54,47 +58,35 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-corrector", action="store_true")
     parser.add_argument("--bf16", action="store_true", help="products of the network in bfloat16")
-    parser.add_argument("--json", type=Path, default=None, help="append the result as one line of JSON")
-    args = parser.parse_args()
+    parser.add_argument("--baselines", action="store_true", help="score both baselines too")
+    parser.add_argument("--json", type=Path, default=None, help="append the results as lines of JSON")
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     loaded = atomsmith.load(args.model)
+    model: Any = loaded.model
     if args.bf16:
-        loaded.model.network.products = torch.bfloat16
+        model.network.products = torch.bfloat16
     batch = datasets.load(args.data, "val").batch[: args.n]
+    reference, steps, correct = f"{args.data}:val:{args.n}", args.steps or model.steps, not args.no_corrector
     started = time.perf_counter()
-    steps = args.steps or loaded.model.steps
-    made = predict(loaded.model, batch, steps, args.seed, args.batch_size, not args.no_corrector)
-    seconds = time.perf_counter() - started
-    matcher = StructureMatcher(stol=0.5, ltol=0.3, angle_tol=10)
-    truth = to_structures(batch)
-    found = [matcher.get_rms_dist(a, b) for a, b in zip(made, truth, strict=True)]
-    hits = [r[0] for r in found if r is not None]
-    low, high = wilson(len(hits), len(truth))
-    result = {
-        "model": loaded.name,
+    made = predict(model, batch, steps, args.seed, args.batch_size, correct)
+    settings = {
+        "what": loaded.name,
         "weights_sha256": loaded.sha256,
-        "data": f"{args.data} val, first {len(truth)}",
-        "match_rate_all": len(hits) / len(truth),
-        "matched": len(hits),
-        "n": len(truth),
-        "interval_95": [low, high],
-        "rmse": sum(hits) / max(1, len(hits)),
         "steps": steps,
-        "network_calls": loaded.model.network_calls(steps, not args.no_corrector),
-        "corrector": not args.no_corrector,
+        "network_calls": model.network_calls(steps, correct),
+        "corrector": correct,
         "products": "bf16" if args.bf16 else "fp32",
         "seed": args.seed,
-        "seconds": round(seconds, 1),
+        "seconds": round(time.perf_counter() - started, 1),
         "threads": args.threads,
     }
-    print(
-        f"match rate k=1, no validity filter: {len(hits)}/{len(truth)} = {len(hits) / len(truth):.1%} "
-        f"(95 % {low:.1%} .. {high:.1%}), RMSE {result['rmse']:.4f}, {result['network_calls']} network calls, "
-        f"{seconds:.0f} s sampling"
-    )
+    results = [judge(made, reference, args.seed, settings)]
+    if args.baselines:
+        results += [judge(name, reference, args.seed, {"what": name, "seed": args.seed}) for name in BASELINES]
     if args.json is not None:
         with open(args.json, "a") as file:
-            file.write(json.dumps(result) + "\n")
+            file.writelines(json.dumps(result) + "\n" for result in results)
 
 
 if __name__ == "__main__":
