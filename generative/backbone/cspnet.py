@@ -125,11 +125,11 @@ class CSPNet(Network):
         receiver, sender = complete_edges(batch)
         delta = wrap(batch["frac_coords"][sender] - batch["frac_coords"][receiver])
         angle = 2 * math.pi * (delta.unsqueeze(-1) * torch.arange(self.frequencies, device=h.device)).flatten(1)
+        fourier = torch.cat([angle.sin(), angle.cos()], 1)
         gram = (lattice @ lattice.transpose(1, 2)).flatten(1)[batch["batch"][receiver]]
         count = batch["num_atoms"][batch["batch"]].unsqueeze(1)
         for layer in self.csp_layers:
             u = layer.layer_norm(h)
-            fourier = torch.cat([angle.sin(), angle.cos()], 1)
             message = layer.edge_mlp(torch.cat([u[receiver], u[sender], gram, fourier], 1))
             mean = torch.zeros_like(h).index_add(0, receiver, message) / count
             h = h + layer.node_mlp(torch.cat([u, mean], 1))
