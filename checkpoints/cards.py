@@ -54,7 +54,7 @@ def _card(
         f"- command: `{command}`",
         f"- seed: {training['seed']}",
         f"- hardware and time: {hardware}, {hours:.1f} hours",
-        f"- weights: exponential average at epoch {training.get('epoch')} of {settings['epochs']},"
+        f"- weights: exponential average after step {training.get('step')},"
         f" validation loss {training.get('val/total', float('nan')):.4f}",
         f"- settings: {', '.join(f'{k} {v}' for k, v in settings.items())}",
         f"- network: {', '.join(f'{k} {v}' for k, v in training['config'].items())}",
@@ -103,7 +103,7 @@ def _measured(rows: list[dict[str, Any]]) -> list[str]:
         f" ({rows[0]['protocol_hash'][:12]}), 95 % intervals (denominators: {first['denominator']}). `legacy` counts"
         " valid pairs only, as DiffCSP's code does, here without its fingerprint clause; `all` counts every crystal;"
         " `strict` has tolerances 0.2 / 0.3 / 5. RMSE over the matched, in units of (V/N)^(1/3). Command:"
-        " `python -m benchmarks.match_rate NAME --n N --baselines`.",
+        " `python -m benchmarks.match_rate NAME --n N --baselines`, with `--bf16` for bf16 products.",
         "",
         "| what | legacy % | all % | strict % | RMSE all | sampling |",
         "|---|---|---|---|---|---|",
