@@ -39,11 +39,11 @@ def main() -> None:
     args = parser.parse_args()
     loaded = atomsmith.load(args.model)
     figure, axes = plt.subplots(len(WANTED), 4, figsize=(8.4, 6.6))
-    for row, (formula, z, _, name) in zip(axes, WANTED, strict=True):
+    for row, (formula, z, _, _) in zip(axes, WANTED, strict=True):
         made = atomsmith.sample(loaded, 4, formula=formula, z=z, steps=args.steps)
         for ax, structure, judged in zip(row, made, score(made, textbook(formula)), strict=True):
-            verdict = f"matches {name}" if judged["matches"] else "no match"
-            plot_structure(conventional(structure), ax, f"{formula}, {judged['space group']}, {verdict}")
+            verdict = "match" if judged["matches"] else "no match"
+            plot_structure(conventional(structure), ax, f"{formula} {judged['space group']}, {verdict}")
     figure.tight_layout()
     figure.savefig(args.out, dpi=100)
 
