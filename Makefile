@@ -10,11 +10,11 @@ demo: .venv/.installed
 	@$(BIN)/python docs/demo.py --out demo
 
 test: .venv/.installed
-	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
 # No slow test at all (exit status 5) is not a failure.
 test-slow: .venv/.installed
-	@$(BIN)/python -m pytest -q -m "slow and not gpu" $(PYTEST_ARGS) || test $$? -eq 5
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not gpu" $(PYTEST_ARGS) || test $$? -eq 5
 
 lint: .venv/.installed
 	@$(BIN)/python -m ruff check .
