@@ -9,7 +9,8 @@ Each verb is one function here and one command of the same argument names (`atom
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -88,13 +89,13 @@ def sample(
     folder = SampleFolder(out, asked) if out is not None else None
     done = folder.structures(n) if folder is not None else []
     try:
-        bar = _progress(n, len(done), steps, progress)
-        for first, batch in sampling.sample_batches(denoiser, templates, n, len(done), size, steps, seed, on_step=bar):
-            fresh = _to_structures(batch, first, provenance)[len(done) - first :]
-            done += fresh
-            if folder is not None:
-                folder.append(fresh)
-                folder.note(n=len(done), network_calls=denoiser.network_calls(steps), **_environment(denoiser))
+        with _progress(n, len(done), steps, progress) as tick:
+            for first, batch in sampling.sample_batches(denoiser, templates, n, len(done), size, steps, seed, tick):
+                fresh = _to_structures(batch, first, provenance)[len(done) - first :]
+                done += fresh
+                if folder is not None:
+                    folder.append(fresh)
+                    folder.note(n=len(done), network_calls=denoiser.network_calls(steps), **_environment(denoiser))
     finally:
         if folder is not None:
             folder.close()
@@ -119,23 +120,18 @@ def _environment(denoiser: Any) -> dict[str, Any]:
     return {"device": str(denoiser.device), "threads": torch.get_num_threads(), "versions": versions}
 
 
-def _progress(n: int, done: int, steps: int, show: bool | None) -> Any:
-    """A function called after every step of a batch of `size` samples, or None."""
+@contextmanager
+def _progress(n: int, done: int, steps: int, show: bool | None) -> Iterator[Callable[[int], None] | None]:
+    """A bar on stderr while the context lasts: a function to call when `size` samples moved a step, or None."""
     if not (sys.stderr.isatty() if show is None else show):
-        return None
+        yield None
+        return
     from rich.console import Console
     from rich.progress import Progress
 
-    bar = Progress(console=Console(stderr=True))
-    task = bar.add_task("sampling", total=n * steps, completed=done * steps)
-    bar.start()
-
-    def on_step(size: int) -> None:
-        bar.advance(task, size)
-        if bar.finished:
-            bar.stop()
-
-    return on_step
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("sampling", total=n * steps, completed=done * steps)
+        yield lambda size: bar.advance(task, size)
 
 
 def train(

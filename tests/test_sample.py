@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -214,3 +215,15 @@ def test_batches_that_begin_before_the_first_missing_sample(tiny_csp):
     templates = sampling.CrystalTemplates(request, loaded.model, loaded.statistics, 0)
     parts = list(sampling.sample_batches(loaded.model, templates, 50, start=20, batch_size=16, steps=2))
     assert [(first, len(batch)) for first, batch in parts] == [(16, 16), (32, 16), (48, 2)]
+
+
+def test_the_progress_bar_ends_with_the_call(tiny_csp, tmp_path, capsys):
+    """Also where nothing is left to draw, and where drawing fails: a bar left running would spoil the terminal."""
+    before = threading.active_count()
+    for _ in range(2):
+        atomsmith.sample(tiny_csp, 2, formula="NaCl", steps=2, out=tmp_path / "out", progress=True)
+        assert threading.active_count() == before
+    with pytest.raises(ValueError, match="batch_size = 10"):
+        atomsmith.sample(tiny_csp, 2, formula="NaCl", steps=2, batch_size=10, progress=True)
+    assert threading.active_count() == before
+    assert "sampling" in capsys.readouterr().err
