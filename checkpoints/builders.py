@@ -10,16 +10,20 @@ from checkpoints.manifest import refuse_unknown
 
 
 class Kind(NamedTuple):
-    """A frozen dataclass of settings, and `build(config, statistics) -> torch.nn.Module`."""
+    """A frozen dataclass of settings with a `task`, and `build(config, statistics) -> torch.nn.Module`.
+
+    transfer: `(state, model) -> state` fits the weights of one task to a model of another.
+    """
 
     config: type
     build: Callable[[Any, Any], Any]
+    transfer: Callable[[dict[str, Any], Any], dict[str, Any]]
 
 
 def _diffcsp() -> Kind:
-    from generative.models.diffcsp import DiffCSPConfig, build
+    from generative.models.diffcsp import DiffCSPConfig, build, transfer
 
-    return Kind(DiffCSPConfig, build)
+    return Kind(DiffCSPConfig, build, transfer)
 
 
 # Each entry imports its model only when asked, so that listing checkpoints needs no network code.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from checkpoints import builders, store
 from chem import datasets
 from chem.crystals import CrystalBatch
+from chem.output import PART, usable_folder, write_atomically
 from chem.statistics import Statistics, new_elements
 from generative.models.diffcsp import DiffCSPConfig
 from generative.training import TrainSettings, fit, newest
@@ -70,15 +70,18 @@ def train(
 ) -> Path:
     """Run a recipe on a data set and return the checkpoint folder with the weights of the lowest validation loss.
 
-    init: start from a checkpoint's weights and statistics (restat: statistics of the new data). Raises ValueError for
-    a folder that holds another run, for one that holds this run unless `resume`, and for elements init never saw.
+    init: start from a checkpoint's weights and statistics (restat: statistics of the new data); its task may be
+    another than the recipe's. Raises ValueError for a folder that holds another run, for one that holds this run unless
+    `resume`, for elements init never saw and for an init of another kind of model.
     """
     train_set, val_set = (datasets.load(data, split, root) for split in ("train", "val"))
     if not len(val_set):
         raise ValueError(f"data = '{data}' has no structure in its split val, which training is judged by")
     start = store.load(init, "cpu") if init is not None else None
-    config = start.config if start is not None else recipe.config
-    kind = start.kind if start is not None else recipe.kind
+    if start is not None and start.kind != recipe.kind:
+        raise ValueError(f"init = '{init}' is a {start.kind}, allowed: a {recipe.kind}")
+    kind = recipe.kind
+    config = replace(start.config, task=recipe.config.task) if start is not None else recipe.config
     if start is not None and (new := new_elements(start.statistics, train_set.batch)):
         raise ValueError(f"init = '{init}' was not trained on {', '.join(new)}, which data = '{data}' contains")
     statistics = start.statistics if start is not None and not restat else Statistics.compute(train_set.batch)
@@ -103,7 +106,7 @@ def train(
         torch.manual_seed(seed)
         model = builders.kind(kind).build(config, statistics)
     if start is not None:
-        model.load_state_dict(start.model.state_dict())
+        model.load_state_dict(builders.kind(kind).transfer(start.model.state_dict(), model))
 
     def write(weights: dict[str, Tensor], info: dict[str, Any], folder: str = BEST) -> None:
         training = {**run, **info}
@@ -141,9 +144,8 @@ def _claim(out: Path, run: dict[str, Any], resume: bool) -> None:
         if not resume and newest(out) is not None:
             raise ValueError(f"out = '{out}' holds this run already; resume=True continues it")
         return
-    if out.exists() and any(out.iterdir()):
+    usable_folder(out, "out")
+    if out.exists() and any(path.suffix != PART for path in out.iterdir()):
         raise ValueError(f"out = '{out}' is not empty and holds no {RUN}; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    part = out / f".{RUN}.{os.getpid()}.part"
-    part.write_text(json.dumps(run, indent=2) + "\n")
-    os.replace(part, place)
+    write_atomically(place, json.dumps(run, indent=2) + "\n")

@@ -63,6 +63,21 @@ def test_fine_tuning_keeps_statistics_and_config(run, tmp_path):
         atomsmith.train("diffcsp-csp", "prototypes", tmp_path / "other", init=run / "best", hidden=8)
 
 
+def test_a_model_of_the_other_task_starts_from_the_same_function(run, tmp_path):
+    """At data the noisy elements are one-hot vectors, so both networks must predict the same; and back again."""
+    there = atomsmith.train("diffcsp-ab-initio", "prototypes", tmp_path / "a", init=run / "best", epochs=1, lr=1e-30)
+    back = atomsmith.train("diffcsp-csp", "prototypes", tmp_path / "b", init=there, epochs=1, lr=1e-30)
+    first, other, again = (checkpoints.load(path).model for path in (run / "best", there, back))
+    assert "types" in other.processes and "types" not in again.processes
+    batch = datasets.load("prototypes", "val").batch[:5].to(torch.float32)
+    t = torch.linspace(0.1, 0.9, 5)
+    expected = first.network(batch, t)
+    for model in (other, again):
+        found = model.network(model.encode(batch), t)
+        for field, value in expected.items():
+            torch.testing.assert_close(found[field], value, atol=1e-5, rtol=1e-4)
+
+
 def test_fine_tuning_refuses_new_elements_by_name(run, tmp_path):
     from pymatgen.core import Lattice, Structure
 

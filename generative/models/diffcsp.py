@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from chem.crystals import CrystalBatch
 from chem.statistics import Statistics
@@ -117,3 +118,19 @@ def build(config: DiffCSPConfig, statistics: Statistics) -> Denoiser:
         encode=encode if types else (lambda batch: batch),
         decode=decoder(statistics) if types else (lambda batch: batch),
     )
+
+
+def transfer(state: dict[str, Tensor], model: Denoiser) -> dict[str, Tensor]:
+    """Weights of one task as a start for a model of the other: the trunk is shared, only elements enter differently.
+
+    A row of the embedding is what a one-hot vector picks from the linear map; the head for types stays as built.
+    """
+    built, name = model.state_dict(), "network.node_embedding"
+    if state.keys() == built.keys():
+        return state
+    state = dict(state)
+    bias = state.pop(f"{name}.bias", torch.zeros(()))
+    state[f"{name}.weight"] = (state[f"{name}.weight"] + bias.reshape(-1, *[1] * bias.dim())).T.contiguous()
+    if f"{name}.bias" in built:
+        state[f"{name}.bias"] = torch.zeros_like(built[f"{name}.bias"])
+    return {key: state.get(key, value) for key, value in built.items()}
