@@ -15,7 +15,8 @@ class CrystalBatch(RaggedBatch):
 
     atomic_numbers: (M,) int64 in 1..118. frac_coords: (M, 3), in [0, 1) when it holds data. lattice: (B, 3, 3) in
     ångström, *rows* are the lattice vectors, Cartesian = frac_coords @ lattice. types: (M, K) float, a network's
-    continuous stand-in for the elements. Any of them may be absent (a template carries only what is given).
+    continuous stand-in for the elements; cell: (B, 6), one for the lattice (chem.cell_vectors). Any of them may be
+    absent (a template carries only what is given).
     Properties and other columns are attached by level: `batch.attach("structure", band_gap=...)`.
     """
 
@@ -24,6 +25,7 @@ class CrystalBatch(RaggedBatch):
         "frac_coords": "atom",
         "types": "atom",
         "lattice": "structure",
+        "cell": "structure",
     }
 
     @property

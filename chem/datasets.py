@@ -1,8 +1,10 @@
-"""Data sets of crystals by name: mp20, perov5, carbon24, mpts52, prototypes, and any folder made by `prepare`.
+"""Data sets by name: crystals (mp20, perov5, carbon24, mpts52, prototypes), molecules (qm9), and any folder made by
+`prepare`.
 
 Files are looked for in the directory `root`, else in the environment variable ATOMSMITH_DATA, else in
-~/.cache/atomsmith. Two layouts are known: one parquet file per set or per split, and the folders of csv files that
-CDVAE and its successors distribute (mp_20/train.csv, ...). Nothing is downloaded.
+~/.cache/atomsmith. Two layouts of crystals are known: one parquet file per set or per split, and the folders of csv
+files that CDVAE and its successors distribute (mp_20/train.csv, ...); those of QM9 are listed in `chem.qm9`. Nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -13,10 +15,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from chem.crystals import CrystalBatch
-from chem.packing import Failure, Packed, default_cache, load_packed, pack
+from chem.molecules import MoleculeBatch
+from chem.packed_molecules import PackedMolecules
+from chem.packing import Failure, Packed, default_cache, load_as, pack
+from chem.ragged import Batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,12 +29,22 @@ if TYPE_CHECKING:
 SPLITS = ("train", "val", "test")
 PACKED_FILE, SPLITS_FILE = "packed.safetensors", "splits.json"  # of a folder made by prepare
 STATISTICS_FILE, FAILURES_FILE = "statistics.json", "failures.json"
-# name -> places under root, in the order in which they are tried; a place without {split} has a column `split`
+# name -> places under root, in the order in which they are tried; a place without {split} has a column `split`, or is
+# an archive of QM9 that is split here; {part} is the split with `val` spelled `valid`
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "mp20": ("mp20_{split}.parquet", "mp_20/{split}.csv"),
     "perov5": ("perov_5.parquet", "perov_5/{split}.csv"),
     "carbon24": ("carbon_24.parquet", "carbon_24/{split}.csv"),
     "mpts52": ("mpts52_{split}.parquet", "mpts_52/{split}.csv", "mpts52_val_test_without_mp20_test.parquet"),
+    "qm9": (
+        "qm9_{part}.parquet",
+        "qm9/{part}.npz",
+        *(
+            folder + archive
+            for folder in ("", "qm9/", "qm9/raw/")
+            for archive in ("gdb9.sdf", "dsgdb9nsd.xyz.tar.bz2", "dsgdb9nsd")
+        ),
+    ),
 }
 
 
@@ -38,8 +53,8 @@ class DataNotFoundError(FileNotFoundError, ValueError):
 
 
 @dataclass(frozen=True)
-class CrystalDataset:
-    """One split of a data set, in memory: B crystals in the order of the file, Niggli cells, float64.
+class Dataset(Generic[Batch]):
+    """One split of a data set, in memory: B structures in the order of the file, float64; crystals as Niggli cells.
 
     batch carries every numeric column as a field per structure, NaN where missing. failures names the rows that could
     not be read, (id, reason); in a prepared folder or a made set they are those of all splits together. sha256 is over
@@ -48,7 +63,7 @@ class CrystalDataset:
 
     name: str
     split: str
-    batch: CrystalBatch
+    batch: Batch
     ids: list[str]
     failures: list[Failure]
     sha256: str
@@ -56,9 +71,13 @@ class CrystalDataset:
     def __len__(self) -> int:
         return self.batch.num_structures
 
-    def select(self, index: Tensor) -> CrystalBatch:
-        """The crystals at `index` (K,) as one batch."""
+    def select(self, index: Tensor) -> Batch:
+        """The structures at `index` (K,) as one batch."""
         return self.batch.select(index)
+
+
+CrystalDataset = Dataset[CrystalBatch]
+MoleculeDataset = Dataset[MoleculeBatch]
 
 
 def data_root(root: str | Path | None = None) -> Path:
@@ -73,7 +92,7 @@ def load(
     cache: str | Path | None = None,
     processes: int | None = None,
     purpose: Literal["tuning", "report"] = "tuning",
-) -> CrystalDataset:
+) -> Dataset[Any]:
     """One split (train, val, test) of a data set by name, or of a folder made by `prepare` (its path, or in `root`).
 
     The first call packs the file with `processes` processes (default: all cores) into `cache` (default
@@ -87,7 +106,7 @@ def load(
     if split == "test" and purpose != "report":
         raise ValueError("the split 'test' is for final numbers only: pass purpose='report', or tune on 'val'")
     if name in LAYOUTS:
-        return _load_table(str(name), split, data_root(root), cache, processes)
+        return _load_file(str(name), split, data_root(root), cache, processes)
     if name == "prototypes":
         from chem.prototypes import build
 
@@ -115,11 +134,11 @@ def split_rows(
     return {name: sorted(rows) for name, rows in zip(SPLITS, parts, strict=True)}
 
 
-def _part(name: str, split: str, packed: Packed, rows: Sequence[int], digest: str) -> CrystalDataset:
+def _part(name: str, split: str, packed: Packed | PackedMolecules, rows: Sequence[int], digest: str) -> Dataset[Any]:
     import torch
 
     batch = packed.batch().select(torch.tensor(rows, dtype=torch.long))
-    return CrystalDataset(name, split, batch, [packed.ids[i] for i in rows], packed.failures, digest)
+    return Dataset(name, split, batch, [packed.ids[i] for i in rows], packed.failures, digest)
 
 
 def _digest(packed: Packed) -> str:
@@ -128,7 +147,7 @@ def _digest(packed: Packed) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _load_prepared(folder: Path, split: str) -> CrystalDataset:
+def _load_prepared(folder: Path, split: str) -> Dataset[Any]:
     description = json.loads((folder / SPLITS_FILE).read_text())
     content = folder / PACKED_FILE
     if not content.is_file():
@@ -136,24 +155,37 @@ def _load_prepared(folder: Path, split: str) -> CrystalDataset:
     digest = hashlib.sha256(content.read_bytes()).hexdigest()
     if digest != description["sha256"]:
         raise ValueError(f"{content}: not the file that {SPLITS_FILE} belongs to (sha256 {digest}); run prepare again")
-    return _part(description["name"], split, load_packed(content), description[split], digest)
+    molecules = description.get("kind") == PackedMolecules.KIND
+    packed = load_as(PackedMolecules, content) if molecules else load_as(Packed, content)
+    return _part(description["name"], split, packed, description[split], digest)
 
 
-def _load_table(name: str, split: str, root: Path, cache: str | Path | None, processes: int | None) -> CrystalDataset:
-    places = [root / place.format(split=split) for place in LAYOUTS[name]]
+def _load_file(name: str, split: str, root: Path, cache: str | Path | None, processes: int | None) -> Dataset[Any]:
+    part = {"val": "valid"}.get(split, split)
+    places = [root / place.format(split=split, part=part) for place in LAYOUTS[name]]
     reasons = []
     for place, pattern in zip(places, LAYOUTS[name], strict=True):
-        if not place.is_file():
+        if not place.exists() or (place.is_dir() and name != "qm9"):
             continue
+        column = None if "{split}" in pattern else split
         try:
-            column = None if "{split}" in pattern else split
-            packed, digest = pack(place, split=column, cache=cache, processes=processes)
+            packed, digest = _pack(name, place, split, column, cache, processes)
         except ValueError as error:
             reasons.append(str(error))
             continue
-        return CrystalDataset(name, split, packed.batch(), packed.ids, packed.failures, digest)
+        return Dataset(name, split, packed.batch(), packed.ids, packed.failures, digest)
     looked = ", ".join(str(place) for place in places)
     because = f" ({'; '.join(reasons)})" if reasons else ""
     raise DataNotFoundError(
         f"data set '{name}', split '{split}': looked for {looked}{because}; set root= or ATOMSMITH_DATA"
     )
+
+
+def _pack(
+    name: str, place: Path, split: str, column: str | None, cache: str | Path | None, processes: int | None
+) -> tuple[Packed | PackedMolecules, str]:
+    if name != "qm9":
+        return pack(place, split=column, cache=cache, processes=processes)
+    from chem.qm9 import pack_qm9
+
+    return pack_qm9(place, split, cache)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TextIO, TypeVar
 
 from chem.structure_text import (
     cif_meta,
@@ -31,15 +31,18 @@ TEXT_COLUMNS: dict[str, Callable[[str], Structure]] = {"cif": structure_from_cif
 ID_COLUMNS = ("id", "material_id")
 
 
-class Raw(NamedTuple):
+Built = TypeVar("Built")
+
+
+class Raw(NamedTuple, Generic[Built]):
     """What a file says before its structure is parsed; `build` may raise anything."""
 
     id: str | None
     properties: dict[str, Any]
-    build: Callable[[], Structure]
+    build: Callable[[], Built]
 
 
-def _lines(path: Path) -> TextIO:
+def text_file(path: Path) -> TextIO:
     """A text file whose bad bytes become replacement characters, which no parser takes for data."""
     return open(path, encoding="utf-8-sig", errors="replace")
 
@@ -58,7 +61,7 @@ def _read_cif(path: Path) -> Iterator[Raw]:
 def _cif_blocks(path: Path) -> Iterator[str]:
     block: list[str] = []
     in_text = False  # inside a text field, which may quote anything
-    with _lines(path) as file:
+    with text_file(path) as file:
         for line in file:
             if line.startswith(";"):
                 in_text = not in_text
@@ -71,7 +74,7 @@ def _cif_blocks(path: Path) -> Iterator[str]:
 
 
 def _read_poscar(path: Path) -> Iterator[Raw]:
-    with _lines(path) as file:
+    with text_file(path) as file:
         text = file.read()
     try:
         meta = json.loads(text.split("\n", 1)[0])
@@ -81,8 +84,9 @@ def _read_poscar(path: Path) -> Iterator[Raw]:
     yield Raw(meta.get("id") or path.stem, dict(meta.get("properties") or {}), partial(structure_from_poscar, text))
 
 
-def _read_extxyz(path: Path) -> Iterator[Raw]:
-    with _lines(path) as file:
+def read_frames(path: Path, build: Callable[[str], Built]) -> Iterator[Raw[Built]]:
+    """The frames of an xyz or extxyz file; `build` parses the text of one."""
+    with text_file(path) as file:
         while head := file.readline():
             if not head.strip():
                 continue
@@ -92,11 +96,11 @@ def _read_extxyz(path: Path) -> Iterator[Raw]:
             if len(body) < int(head) + 1:
                 raise ValueError(f"the frame breaks off: {int(head)} atoms announced, {max(len(body) - 1, 0)} found")
             text = head + "".join(body)
-            yield Raw(None, {}, partial(structure_from_frame, text))
+            yield Raw(None, {}, partial(build, text))
 
 
 def _read_jsonl(path: Path) -> Iterator[Raw]:
-    with _lines(path) as file:
+    with text_file(path) as file:
         for line in file:
             if line.strip():
                 yield _raw_json(line)
@@ -170,7 +174,7 @@ def _raw_row(row: dict[str, Any]) -> Raw:
 READERS: dict[str, Callable[[Path], Iterator[Raw]]] = {
     "cif": _read_cif,
     "poscar": _read_poscar,
-    "extxyz": _read_extxyz,
+    "extxyz": partial(read_frames, build=structure_from_frame),
     "jsonl": _read_jsonl,
     "csv": _read_csv,
     "parquet": _read_parquet,

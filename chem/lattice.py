@@ -1,9 +1,11 @@
-"""Lattices: matrix, parameters, log-strain vector, volume, reduced cells.
+"""Lattices: matrix, parameters, logit angles, log-strain vector, volume, reduced cells.
 
 A lattice is (..., 3, 3) in ångström; its *rows* a, b, c are the lattice vectors, so Cartesian = fractional @ lattice.
 Lengths are in ångström, angles (alpha between b and c, beta between a and c, gamma between a and b) in degrees.
 The log-strain vector k holds the coefficients of S = log(L L^T) / 2 in an orthonormal basis of symmetric matrices;
 it forgets rotation and handedness, exp(S) is the lattice in the symmetric gauge and the volume is exp(sqrt(3) k6).
+The angles of a Niggli-reduced cell lie between 60 and 120 degrees; their logits in the open interval (59.9, 120.1)
+are any real numbers.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
+
+LOWEST_ANGLE, HIGHEST_ANGLE = 59.9, 120.1  # degrees; the margin keeps 60 and 120 finite (FlowMM)
 
 
 def from_parameters(lengths: Tensor, angles: Tensor) -> Tensor:
@@ -55,6 +59,40 @@ def volume(lattice: Tensor) -> Tensor:
     _check(lattice)
     a, b, c = lattice.unbind(-2)
     return (a * torch.linalg.cross(b, c)).sum(-1).abs()
+
+
+def to_logit_angles(angles: Tensor) -> Tensor:
+    """Logits ln((angle - 59.9) / (120.1 - angle)) of angles (..., 3) in degrees.
+
+    Raises ValueError that names the first cell and angle outside the open interval.
+    """
+    if angles.dim() == 0 or angles.shape[-1] != 3:
+        raise ValueError(f"angles must have shape (..., 3), got {tuple(angles.shape)}")
+    inside = (angles > LOWEST_ANGLE) & (angles < HIGHEST_ANGLE)
+    if not bool(inside.all()):
+        cell, which = divmod(int((~inside).flatten().nonzero()[0]), 3)
+        name, value = ("alpha", "beta", "gamma")[which], float(angles.flatten()[3 * cell + which])
+        allowed = f"above {LOWEST_ANGLE} and below {HIGHEST_ANGLE}; reduce the cell first (chem.lattice.niggli)"
+        raise ValueError(f"lattice {cell} has {name} = {value:.6g} degrees, allowed: {allowed}")
+    return ((angles - LOWEST_ANGLE) / (HIGHEST_ANGLE - angles)).log()
+
+
+def from_logit_angles(y: Tensor) -> Tensor:
+    """Angles (..., 3) in degrees, between 59.9 and 120.1, of their logits."""
+    return LOWEST_ANGLE + (HIGHEST_ANGLE - LOWEST_ANGLE) * torch.sigmoid(y)
+
+
+def to_bounded(lattice: Tensor) -> Tensor:
+    """Three lengths in ångström and three logit angles (..., 6) of a lattice (..., 3, 3); see `to_logit_angles`."""
+    lengths, angles = parameters(lattice)
+    return torch.cat([lengths, to_logit_angles(angles)], -1)
+
+
+def from_bounded(vector: Tensor, shortest: float = 0.1) -> Tensor:
+    """Lattice (..., 3, 3) of lengths and logit angles (..., 6); lengths below `shortest` ångström are raised to it."""
+    if vector.dim() == 0 or vector.shape[-1] != 6:
+        raise ValueError(f"vector must have shape (..., 6), got {tuple(vector.shape)}")
+    return from_parameters(vector[..., :3].clamp(min=shortest), from_logit_angles(vector[..., 3:]))
 
 
 def to_log_strain(lattice: Tensor) -> Tensor:

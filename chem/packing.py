@@ -10,26 +10,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 
+from chem.output import write_atomically
+from chem.packed_molecules import PackedMolecules
 from chem.row_parsing import Row, pack_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from chem.crystals import CrystalBatch
+    from chem.ragged import Batch
 
 FORMAT_VERSION = 1
 RESERVED = ("num_nodes", "num_atoms", "ptr", "batch", "pos")
-ARRAYS = ("atomic_numbers", "num_atoms", "frac_coords", "lattice")
 TABLE_SUFFIXES = (".csv", ".parquet", ".pq")
 TEXT_COLUMNS = ("cif", "poscar")
 ID_COLUMNS = ("material_id", "id", "name", "jid")
@@ -43,6 +43,9 @@ class Packed:
     atomic_numbers (M,) uint8, num_atoms (B,) int32, frac_coords (M, 3) in [0, 1), lattice (B, 3, 3) ångström, rows;
     properties: name -> (B,) float64, NaN where missing; failures: (id, reason) of the other rows of the table.
     """
+
+    KIND: ClassVar[str] = "crystals"
+    ARRAYS: ClassVar[tuple[str, ...]] = ("atomic_numbers", "num_atoms", "frac_coords", "lattice")
 
     atomic_numbers: NDArray[np.uint8]
     num_atoms: NDArray[np.int32]
@@ -64,9 +67,19 @@ class Packed:
             frac_coords=torch.from_numpy(self.frac_coords),
             lattice=torch.from_numpy(self.lattice),
         )
-        taken = (*RESERVED, *CrystalBatch.LEVELS)
-        extra = {f"{k}_" if k in taken else k: torch.from_numpy(v) for k, v in self.properties.items()}
-        return batch.attach("structure", **extra)
+        return attach_properties(batch, self.properties)
+
+
+AnyPacked = TypeVar("AnyPacked", Packed, PackedMolecules)
+
+
+def attach_properties(batch: Batch, properties: Mapping[str, NDArray[np.float64]]) -> Batch:
+    """The batch with columns (B,) per structure; a name the batch itself uses gets a trailing underscore."""
+    import torch
+
+    taken = (*RESERVED, *type(batch).LEVELS)
+    extra = {f"{k}_" if k in taken else k: torch.from_numpy(v) for k, v in properties.items()}
+    return batch.attach("structure", **extra)
 
 
 def assemble(
@@ -94,25 +107,27 @@ def assemble(
     )
 
 
-def save(packed: Packed, path: str | Path) -> None:
+def save(packed: Packed | PackedMolecules, path: str | Path) -> None:
     """Write one safetensors file, atomically; property columns are stored as `property.NAME`."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as to_safetensors
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: getattr(packed, name) for name in ARRAYS}
+    arrays = {name: getattr(packed, name) for name in packed.ARRAYS if getattr(packed, name) is not None}
     arrays |= {f"property.{name}": values for name, values in packed.properties.items()}
     metadata = {"ids": json.dumps(packed.ids), "failures": json.dumps(packed.failures), "version": str(FORMAT_VERSION)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary, metadata=metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    metadata["kind"] = packed.KIND
+    # the library's own writer does not raise OSError where the disk is full
+    write_atomically(path, to_safetensors({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata))
 
 
 def load_packed(path: str | Path) -> Packed:
-    """Read a file of `save`; raises ValueError when it is not one, is damaged, or has another format version."""
+    """Crystals of a file of `save`; raises ValueError as `load_as` does."""
+    return load_as(Packed, path)
+
+
+def load_as(kind: type[AnyPacked], path: str | Path) -> AnyPacked:
+    """Read a file of `save`; raises ValueError when it is not one, is damaged, or has another version or kind."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -120,13 +135,16 @@ def load_packed(path: str | Path) -> Packed:
             metadata = file.metadata() or {}
             if metadata.get("version") != str(FORMAT_VERSION):
                 raise ValueError(f"{path}: packed format {metadata.get('version')}; {FORMAT_VERSION} is needed")
+            if metadata.get("kind", Packed.KIND) != kind.KIND:
+                raise ValueError(f"{path}: packed {metadata.get('kind', Packed.KIND)}; {kind.KIND} are needed")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a packed file, or damaged ({error})") from None
     failures = [(name, reason) for name, reason in json.loads(metadata["failures"])]
     properties = {name[9:]: values for name, values in arrays.items() if name.startswith("property.")}
     ids = json.loads(metadata["ids"])
-    return Packed(**{k: arrays[k] for k in ARRAYS}, ids=ids, failures=failures, properties=properties)
+    known = {k: arrays[k] for k in kind.ARRAYS if k in arrays}
+    return kind(**known, ids=ids, failures=failures, properties=properties)
 
 
 def pack(
@@ -148,16 +166,27 @@ def pack(
     table = Path(table)
     options = dict(split=split, column=column, id_column=id_column, niggli=niggli, version=FORMAT_VERSION)
     digest = hashlib.sha256(table.read_bytes() + json.dumps(options, sort_keys=True).encode()).hexdigest()
+
+    def build() -> Packed:
+        texts, ids, properties, _ = read_table(table, split, column, id_column)
+        return assemble(pack_rows(texts, niggli, processes), ids, properties)
+
+    return through_cache(digest, cache, Packed, build), digest
+
+
+def through_cache(
+    digest: str, cache: str | Path | None, kind: type[AnyPacked], build: Callable[[], AnyPacked]
+) -> AnyPacked:
+    """What `build` returned when a source with this sha256 was packed first, from `cache` (default as for `pack`)."""
     path = Path(cache or default_cache()).expanduser() / "packed" / f"{digest}.safetensors"
     if path.exists():
         try:
-            return load_packed(path), digest
+            return load_as(kind, path)
         except ValueError as error:
-            warnings.warn(f"packing again: {error}", stacklevel=2)
-    texts, ids, properties, _ = read_table(table, split, column, id_column)
-    packed = assemble(pack_rows(texts, niggli, processes), ids, properties)
+            warnings.warn(f"packing again: {error}", stacklevel=3)
+    packed = build()
     save(packed, path)
-    return packed, digest
+    return packed
 
 
 def default_cache() -> Path:
@@ -179,7 +208,10 @@ def read_table(
     if table.suffix not in TABLE_SUFFIXES:
         raise ValueError(f"table {table}: suffix '{table.suffix}'; allowed are {', '.join(TABLE_SUFFIXES)}")
     as_text = dict.fromkeys((*TEXT_COLUMNS, *ID_COLUMNS, *([id_column] if id_column else [])), str)
-    frame = pd.read_csv(table, dtype=as_text) if table.suffix == ".csv" else pd.read_parquet(table)
+    try:
+        frame = pd.read_csv(table, dtype=as_text) if table.suffix == ".csv" else pd.read_parquet(table)
+    except ValueError as error:  # of an empty or broken file; neither library names it
+        raise ValueError(f"table {table} cannot be read: {str(error).splitlines()[0]}") from error
     there = ", ".join(map(str, frame))
     for name in (column, id_column, "split" if split else None):
         if name and name not in frame:

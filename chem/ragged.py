@@ -1,9 +1,10 @@
 """Ragged, immutable batches: flat atoms plus counts, as PyTorch Geometric objects.
 
-A batch of B structures with M atoms in all holds *fields*. A field is per atom (its first dimension is M)
-or per structure (B); which of the two is declared, never inferred from sizes, so that a batch of single-atom
-crystals is as safe as any other. `num_atoms` (B,), `ptr` (B + 1,) and `batch` (M,) are derived once and shared
-by every copy that `replace` makes, and so is whatever a network remembers about the counts (`memo`).
+A batch of B structures with M atoms in all holds *fields*. A field is per atom (its first dimension is M),
+per structure (B) or, in a batch that was given `num_bonds`, per bond (E); which of them is declared, never inferred
+from sizes, so that a batch of single-atom crystals is as safe as any other. `num_atoms` (B,), `ptr` (B + 1,) and
+`batch` (M,), and for bonds `num_bonds`, `bond_ptr` and `bond_batch` (E,), are derived once and shared by every copy
+that `replace` makes, and so is whatever a network remembers about the counts (`memo`).
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-Level = Literal["atom", "structure"]
+Level = Literal["atom", "structure", "bond"]
 Batch = TypeVar("Batch", bound="RaggedBatch")
-DERIVED = ("num_atoms", "ptr", "batch")
+ATOM_LAYOUT, BOND_LAYOUT = ("num_atoms", "ptr", "batch"), ("num_bonds", "bond_ptr", "bond_batch")  # counts, ptr, index
+DERIVED = (*ATOM_LAYOUT, *BOND_LAYOUT)
+INDEX = {"atom": "batch", "bond": "bond_batch"}
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,17 @@ class Rows:
     """Which structure each row of a field belongs to, and where the row may move.
 
     index: (R,) structure of each row. subspace: None, or (R, D, D) orthogonal projectors onto the directions in
-    which a row is free (a Wyckoff position, a mirror plane); noise and steps are projected by them.
+    which a row is free (a Wyckoff position, a mirror plane); noise and steps are projected by them. given: None, or
+    (R,) bool, the rows that are known when sampling. label: None, or (R,) integers, equal for rows of a structure
+    that may be exchanged (atoms of one element).
     """
 
     level: Level
     index: Tensor
     num_structures: int
     subspace: Tensor | None = None
+    given: Tensor | None = None
+    label: Tensor | None = None
 
     def spread(self, per_structure: Tensor, like: Tensor) -> Tensor:
         """(B,) values as (R, 1, ..., 1), ready to multiply the field `like` (R, ...)."""
@@ -48,6 +55,20 @@ class Rows:
     def center(self, x: Tensor) -> Tensor:
         """x minus the mean of its structure."""
         return x - self.mean(x)[self.index]
+
+    def anchor(self, v: Tensor) -> Tensor:
+        """Displacements (R, ...) as seen from the given rows of the structure: less their mean over these.
+
+        In a structure without given rows, less the mean over all rows: nothing but a common translation is lost.
+        """
+        if self.given is None:
+            return self.center(v)
+        weight = self.given.to(v.dtype)
+        anchored = weight.new_zeros(self.num_structures).index_add(0, self.index, weight) > 0
+        weight = torch.where(anchored[self.index], weight, 1.0)
+        frame = self.mean(v * weight.reshape(-1, *[1] * (v.dim() - 1)))
+        share = self.mean(weight).clamp(min=torch.finfo(v.dtype).tiny)
+        return v - (frame / share.reshape(-1, *[1] * (v.dim() - 1)))[self.index]
 
     def project(self, v: Tensor) -> Tensor:
         """The part of a displacement v (R, ...) along the free directions; v itself where nothing is restricted.
@@ -72,17 +93,23 @@ class RaggedBatch(Data):
     """
 
     LEVELS: ClassVar[Mapping[str, Level]] = {}
-    COMPANIONS: ClassVar[tuple[str, ...]] = ("given", "subspace")
+    COMPANIONS: ClassVar[tuple[str, ...]] = ("given", "subspace", "label")
 
-    def __init__(self, num_atoms: Tensor | Sequence[int], extra: Mapping[str, Level] | None = None, **fields: Tensor):
+    def __init__(
+        self,
+        num_atoms: Tensor | Sequence[int],
+        extra: Mapping[str, Level] | None = None,
+        num_bonds: Tensor | Sequence[int] | None = None,
+        **fields: Tensor,
+    ):
         super().__init__()
-        counts = torch.as_tensor(num_atoms, dtype=torch.long)
-        if counts.dim() != 1 or bool((counts < 0).any()):
-            raise ValueError(f"num_atoms must be a vector of counts >= 0, got shape {tuple(counts.shape)}")
-        ptr = torch.zeros(len(counts) + 1, dtype=torch.long, device=counts.device)
-        torch.cumsum(counts, 0, out=ptr[1:])
-        index = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-        self._fill(extra or {}, {}, dict(num_atoms=counts, ptr=ptr, batch=index), fields)
+        derived = _layout(num_atoms, ATOM_LAYOUT)
+        if num_bonds is not None:
+            derived |= _layout(num_bonds, BOND_LAYOUT)
+            if len(derived["num_bonds"]) != len(derived["num_atoms"]):
+                got, needed = len(derived["num_bonds"]), len(derived["num_atoms"])
+                raise ValueError(f"num_bonds must have one count for each of {needed} structures, got {got}")
+        self._fill(extra or {}, {}, derived, fields)
 
     def _fill(self, extra: Mapping[str, Level], memo: dict, derived: Mapping[str, Tensor], fields: Mapping) -> None:
         self.__dict__.update(_extra=dict(extra), _memo=memo)
@@ -104,8 +131,8 @@ class RaggedBatch(Data):
     def levels(self) -> dict[str, Level]:
         """Level of every field this batch may carry: those of its class and the attached ones.
 
-        Any field may have two companions at its own level: `<field>_given` (R,) bool, the rows whose value is known
-        when sampling, and `<field>_subspace` (R, D, D), see `Rows`.
+        Any field may have companions at its own level, see `Rows`: `<field>_given` (R,) bool, the rows whose value is
+        known when sampling, `<field>_subspace` (R, D, D) and `<field>_label` (R,).
         """
         levels = {**self.LEVELS, **self._extra}
         return levels | {f"{name}_{c}": level for name, level in levels.items() for c in self.COMPANIONS}
@@ -130,8 +157,17 @@ class RaggedBatch(Data):
         return self.num_structures
 
     def num_rows(self, field: str) -> int:
-        """Number of rows of a field: M or B, by its level."""
-        return len(self._store["batch"]) if self.levels[field] == "atom" else self.num_structures
+        """Number of rows of a field: M, B or E, by its level; ValueError for bonds in a batch without `num_bonds`."""
+        level = self.levels[field]
+        return self.num_structures if level == "structure" else len(self._index(field, level))
+
+    def _index(self, field: str, level: Level) -> Tensor:
+        """The structure of every row at a level."""
+        if level == "structure":
+            return self.structures.index
+        if INDEX[level] not in self._store:
+            raise ValueError(f"field '{field}' is per {level}, and this batch was made without num_{level}s")
+        return self._store[INDEX[level]]
 
     @property
     def structures(self) -> Rows:
@@ -139,12 +175,13 @@ class RaggedBatch(Data):
         return Rows("structure", self.memo("structures", self._structure_index), self.num_structures)
 
     def rows(self, field: str) -> Rows:
-        """Rows of a field; its subspace is the attached field `<field>_subspace`, if there is one."""
+        """Rows of a field, with those of its companions that are present."""
         level = self.levels.get(field)
         if level is None:
             raise ValueError(f"unknown field '{field}'; known: {', '.join(self._declared)}")
-        index = self._store["batch"] if level == "atom" else self.structures.index
-        return Rows(level, index, self.num_structures, self._store._mapping.get(f"{field}_subspace"))
+        index = self._index(field, level)
+        companion = {c: self._store._mapping.get(f"{field}_{c}") for c in ("subspace", "given", "label")}
+        return Rows(level, index, self.num_structures, **companion)
 
     def _structure_index(self) -> Tensor:
         return torch.arange(self.num_structures, device=self._store["num_atoms"].device)
@@ -162,7 +199,7 @@ class RaggedBatch(Data):
     def _copy(self, extra: Mapping[str, Level], fields: Mapping[str, Tensor]) -> Self:
         out = self.__class__.__new__(self.__class__)
         Data.__init__(out)
-        out._fill(extra, self._memo, {name: self._store[name] for name in DERIVED}, fields)
+        out._fill(extra, self._memo, {name: self._store[name] for name in DERIVED if name in self._store}, fields)
         return out
 
     def replace(self, **fields: Tensor) -> Self:
@@ -190,7 +227,7 @@ class RaggedBatch(Data):
         out = self.__class__.__new__(self.__class__)
         Data.__init__(out)
         fields = {k: v for k, v in changed.items() if k not in DERIVED}
-        out._fill(self._extra, {}, {k: changed[k] for k in DERIVED}, fields)
+        out._fill(self._extra, {}, {k: changed[k] for k in DERIVED if k in changed}, fields)
         return out
 
     def to(self, target: Any, *args: str, non_blocking: bool = False) -> Self:
@@ -205,15 +242,22 @@ class RaggedBatch(Data):
 
     def select(self, index: Tensor) -> Self:
         """The structures at `index` (K,), in that order, as a new batch; vectorised."""
-        counts, ptr = self._store["num_atoms"][index], self._store["ptr"]
-        start = torch.cumsum(counts, 0) - counts
-        atoms = torch.arange(int(counts.sum()), device=counts.device)
-        atoms = atoms + torch.repeat_interleave(ptr[index] - start, counts)
+        counts, atoms = self._rows_of(index, ATOM_LAYOUT)
+        rows, num_bonds = {"atom": atoms, "structure": index}, None
+        if "num_bonds" in self._store:
+            num_bonds, rows["bond"] = self._rows_of(index, BOND_LAYOUT)
         levels = self.levels
-        fields = {k: v[atoms] if levels[k] == "atom" else v[index] for k, v in self.fields.items()}
+        fields = {k: v[rows[levels[k]]] for k, v in self.fields.items()}
         out = self.__class__.__new__(self.__class__)
-        RaggedBatch.__init__(out, counts, self._extra, **fields)
+        RaggedBatch.__init__(out, counts, self._extra, num_bonds, **fields)
         return out
+
+    def _rows_of(self, index: Tensor, layout: tuple[str, str, str]) -> tuple[Tensor, Tensor]:
+        """Counts and row numbers, at the level of a layout, of the structures at `index`."""
+        counts, ptr = self._store[layout[0]][index], self._store[layout[1]]
+        start = torch.cumsum(counts, 0) - counts
+        rows = torch.arange(int(counts.sum()), device=counts.device)
+        return counts, rows + torch.repeat_interleave(ptr[index] - start, counts)
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, str):
@@ -239,6 +283,17 @@ class RaggedBatch(Data):
     __setattr__ = __setitem__ = __delattr__ = __delitem__ = _refuse
 
 
+def _layout(given: Tensor | Sequence[int], names: tuple[str, str, str]) -> dict[str, Tensor]:
+    """Counts (B,), their running sum (B + 1,) and the structure of every row, by name."""
+    counts = torch.as_tensor(given, dtype=torch.long)
+    if counts.dim() != 1 or bool((counts < 0).any()):
+        raise ValueError(f"{names[0]} must be a vector of counts >= 0, got shape {tuple(counts.shape)}")
+    ptr = torch.zeros(len(counts) + 1, dtype=torch.long, device=counts.device)
+    torch.cumsum(counts, 0, out=ptr[1:])
+    index = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    return dict(zip(names, (counts, ptr, index), strict=True))
+
+
 def concatenate(batches: Sequence[Batch]) -> Batch:
     """One batch of all structures, in order; every part must carry the same fields.
 
@@ -252,8 +307,11 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
             raise ValueError(f"batch {i} has fields {sorted(other.fields)}, batch 0 has {sorted(first.fields)}")
         if differ := [name for name in first.fields if other.levels[name] != first.levels[name]]:
             raise ValueError(f"field '{differ[0]}' is per {other.levels[differ[0]]} in batch {i} and not in batch 0")
+        if ("num_bonds" in other) != ("num_bonds" in first):
+            raise ValueError(f"batch {i} and batch 0: only one of them has num_bonds")
     out = first.__class__.__new__(first.__class__)
     fields = {name: torch.cat([b[name] for b in batches]) for name in first.fields}
     counts = torch.cat([b["num_atoms"] for b in batches])
-    RaggedBatch.__init__(out, counts, first._extra, **fields)
+    num_bonds = torch.cat([b["num_bonds"] for b in batches]) if "num_bonds" in first else None
+    RaggedBatch.__init__(out, counts, first._extra, num_bonds, **fields)
     return out

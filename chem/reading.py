@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import csv
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from chem.file_formats import READERS, TEXT_COLUMNS, Raw
 from chem.structure_text import one_line, plain
@@ -19,7 +19,9 @@ from chem.structure_text import one_line, plain
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-FORMATS: dict[str, tuple[str, ...]] = {
+AnyRecord = TypeVar("AnyRecord")
+Formats = Mapping[str, tuple[str, ...]]
+FORMATS: Formats = {
     "cif": (".cif",),
     "poscar": (".vasp", ".poscar"),
     "extxyz": (".extxyz", ".xyz"),
@@ -45,27 +47,27 @@ class Record:
     error: str | None = None
 
 
-def known_formats() -> str:
+def known_formats(formats: Formats = FORMATS) -> str:
     """The known formats and their suffixes, for messages."""
-    return ", ".join(f"{name} ({', '.join(suffixes)})" for name, suffixes in FORMATS.items())
+    return ", ".join(f"{name} ({', '.join(suffixes)})" for name, suffixes in formats.items())
 
 
-def format_of(path: str | Path, format: str | None = None) -> str:
+def format_of(path: str | Path, format: str | None = None, formats: Formats = FORMATS) -> str:
     """Name of the format of a path: `format` if given, else by suffix; POSCAR and CONTCAR by name.
 
     Raises ValueError naming the file and the formats known.
     """
     if format is not None:
-        if format not in FORMATS:
-            raise ValueError(f"format '{format}' of {path} is unknown; known: {known_formats()}")
+        if format not in formats:
+            raise ValueError(f"format '{format}' of {path} is unknown; known: {known_formats(formats)}")
         return format
     path = Path(path)
-    for name, suffixes in FORMATS.items():
+    for name, suffixes in formats.items():
         if path.suffix.lower() in suffixes:
             return name
-    if path.name.upper().startswith(("POSCAR", "CONTCAR")):
+    if "poscar" in formats and path.name.upper().startswith(("POSCAR", "CONTCAR")):
         return "poscar"
-    raise ValueError(f"cannot tell the format of {path}; give format=, or a known suffix: {known_formats()}")
+    raise ValueError(f"cannot tell the format of {path}; give format=, or a known suffix: {known_formats(formats)}")
 
 
 def read(path: str | Path | Iterable[str | Path], format: str | None = None) -> Iterator[Record]:
@@ -74,37 +76,44 @@ def read(path: str | Path | Iterable[str | Path], format: str | None = None) -> 
     In a folder, files of unknown format are passed over. Raises ValueError at once for a path that does not exist or
     cannot be opened, a format not known, a table without a structure column and a folder with nothing to read.
     """
+    files = find_files(path, format)
+    return (record for file, kind in files for record in records(file, READERS[kind](file), _structure, Record))
+
+
+def find_files(
+    path: str | Path | Iterable[str | Path], format: str | None, formats: Formats = FORMATS
+) -> list[tuple[Path, str]]:
+    """Every file to read and its format, as `read` finds them among `formats`."""
     paths = [path] if isinstance(path, (str, Path)) else list(path)
-    files = [found for one in paths for found in _files(Path(one), format)]
-    return (record for file, kind in files for record in _records(file, kind))
+    return [found for one in paths for found in _files(Path(one), format, formats)]
 
 
-def _files(path: Path, format: str | None) -> list[tuple[Path, str]]:
+def _files(path: Path, format: str | None, formats: Formats) -> list[tuple[Path, str]]:
     if path.is_dir():
-        found = _in_folder(path, format)
+        found = _in_folder(path, format, formats)
         if not found:
-            raise ValueError(f"folder {path} has no file to read; known: {known_formats()}")
+            raise ValueError(f"folder {path} has no file to read; known: {known_formats(formats)}")
         return found
-    kind = format_of(path, format)
+    kind = format_of(path, format, formats)
     try:
         with open(path, "rb"):
             pass
     except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}; known formats: {known_formats()}") from error
+        raise ValueError(f"cannot read {path}: {error.strerror}; known formats: {known_formats(formats)}") from error
     if kind in ("csv", "parquet"):
         _check_columns(path, kind)
     return [(path, kind)]
 
 
-def _in_folder(folder: Path, format: str | None) -> list[tuple[Path, str]]:
+def _in_folder(folder: Path, format: str | None, formats: Formats) -> list[tuple[Path, str]]:
     """Files of known format, by name; with `format` those of it, else those whose name tells nothing."""
     if format is not None:
-        format_of(folder, format)
+        format_of(folder, format, formats)
     known, unknown = [], []
     for file in sorted(folder.iterdir()):
         if file.is_file() and not file.name.startswith("."):
             try:
-                known.append((file, format_of(file)))
+                known.append((file, format_of(file, formats=formats)))
             except ValueError:
                 unknown.append((file, format or ""))
     if format is None:
@@ -131,35 +140,46 @@ def _columns(path: Path, kind: str) -> list[str]:
     return list(pyarrow.parquet.read_schema(path).names)
 
 
-def _records(path: Path, kind: str) -> Iterator[Record]:
-    """Records of one file; whatever goes wrong is a record."""
-    index, rows = 0, READERS[kind](path)
+def records(
+    path: Path,
+    rows: Iterator[Raw[Any]],
+    finish: Callable[[Raw[Any]], tuple[Any, dict[str, Any]]],
+    record: Callable[..., AnyRecord],
+) -> Iterator[AnyRecord]:
+    """Records of one file; whatever goes wrong is a record.
+
+    finish turns a raw part into what it holds and its properties, among them `id` unless the part has one.
+    """
+    index = 0
     while True:
         try:
             raw = next(rows, None)
         except Exception as error:  # the file itself broke off: nothing behind this point can be found
-            yield Record(None, f"{path.stem}_{index}", {}, str(path), index, one_line(error))
+            yield record(None, f"{path.stem}_{index}", {}, str(path), index, one_line(error))
             return
         if raw is None:
             break
-        yield _record(raw, path, index)
+        name = f"{path.stem}_{index}" if raw.id is None else raw.id
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                content, properties = finish(raw)
+        except Exception as error:  # pymatgen, ASE and RDKit raise nearly every type on bad text
+            yield record(None, name, raw.properties, str(path), index, one_line(error))
+        else:
+            inner = properties.pop("id", None) if raw.id is None else None
+            yield record(content, name if inner is None else str(inner), properties, str(path), index)
         index += 1
     if index == 0:
-        yield Record(None, path.stem, {}, str(path), 0, "no structure in the file")
+        yield record(None, path.stem, {}, str(path), 0, "no structure in the file")
 
 
-def _record(raw: Raw, path: Path, index: int) -> Record:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            structure = raw.build()
-        _check_structure(structure)
-    except Exception as error:  # pymatgen and ASE raise nearly every type on bad text
-        return Record(None, raw.id or f"{path.stem}_{index}", raw.properties, str(path), index, one_line(error))
+def _structure(raw: Raw[Structure]) -> tuple[Structure, dict[str, Any]]:
+    structure = raw.build()
+    _check_structure(structure)
     properties = {**raw.properties, **plain(structure.properties or {})}
-    name = properties.pop("id", None) if raw.id is None else raw.id
-    structure.properties = dict(properties)
-    return Record(structure, f"{path.stem}_{index}" if name is None else str(name), properties, str(path), index)
+    structure.properties = {k: v for k, v in properties.items() if raw.id is not None or k != "id"}
+    return structure, properties
 
 
 def _check_structure(structure: Structure) -> None:

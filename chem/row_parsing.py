@@ -13,10 +13,12 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
+from subprocess import PIPE
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,8 +78,14 @@ def pack_rows(texts: Sequence[str | Structure], niggli: bool = True, processes: 
     rounds = math.ceil(len(texts) / (processes * CHUNK))
     size = math.ceil(len(texts) / (processes * rounds))  # equal chunks, so that all processes end together
     chunks = [list(texts[i : i + size]) for i in range(0, len(texts), size)]
+    running = _Running()
     with ThreadPoolExecutor(processes) as pool:  # each thread waits for one process
-        return [row for rows in pool.map(lambda chunk: _in_process(chunk, niggli), chunks) for row in rows]
+        parts = [pool.submit(_in_process, chunk, niggli, running) for chunk in chunks]
+        try:
+            return [row for part in parts for row in part.result()]
+        except BaseException:  # above all Ctrl-C, which must not wait for the rest
+            running.stop()
+            raise
 
 
 def _cores() -> int:
@@ -93,30 +101,59 @@ def _row(text: str | Structure, niggli: bool) -> Row:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _in_process(texts: list, niggli: bool) -> list[Row]:
+class _Running:
+    """The processes at work, which an interruption ends all together."""
+
+    def __init__(self) -> None:
+        self._lock, self._stopped = threading.Lock(), False
+        self._processes: set[subprocess.Popen] = set()
+
+    def run(self, code: str, data: bytes, environment: dict[str, str], seconds: float) -> subprocess.CompletedProcess:
+        """Run python code that reads `data`; raises TimeoutExpired, and CancelledError after `stop`."""
+        command = [sys.executable, "-c", code]
+        with self._lock:
+            if self._stopped:
+                raise CancelledError
+            process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment)
+            self._processes.add(process)
+        with process:
+            try:
+                out, err = process.communicate(data, seconds)
+            finally:
+                process.kill()  # nothing where it has ended
+                self._processes.discard(process)
+        if self._stopped:
+            raise CancelledError
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def stop(self) -> None:
+        """End all, and let none begin."""
+        with self._lock:
+            self._stopped = True
+        for process in list(self._processes):
+            process.kill()
+
+
+def _in_process(texts: list, niggli: bool, running: _Running) -> list[Row]:
     paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p), "OMP_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", "from chem.row_parsing import _serve; _serve()"],
-            input=pickle.dumps((texts, niggli)),
-            capture_output=True,
-            env=environment,
-            timeout=120 + 2 * ROW_SECONDS + len(texts),
-        )
+        seconds = 120 + 2 * ROW_SECONDS + len(texts)
+        code = "from chem.row_parsing import _serve; _serve()"
+        done = running.run(code, pickle.dumps((texts, niggli)), environment, seconds)
         reason = f"the process that parsed it died with exit code {done.returncode}"
         if done.returncode == 0:
             return pickle.loads(done.stdout)  # written by our own process
         if not texts:
             lines = done.stderr.decode(errors="replace").strip().splitlines() or [reason]
             raise RuntimeError(f"a parsing process cannot start: {lines[-1]}; processes=1 parses in this one")
-        _in_process([], niggli)  # if even that dies, the rows are not to blame
+        _in_process([], niggli, running)  # if even that dies, the rows are not to blame
     except subprocess.TimeoutExpired as error:
         reason = f"not parsed within {error.timeout:.0f} s"
     if len(texts) == 1:
         return [reason]
     half = len(texts) // 2
-    return _in_process(texts[:half], niggli) + _in_process(texts[half:], niggli)
+    return _in_process(texts[:half], niggli, running) + _in_process(texts[half:], niggli, running)
 
 
 def _serve() -> None:

@@ -13,8 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from chem.output import write_atomically
 from chem.reading import FORMATS
-from chem.structure_text import CIF_END, CIF_HEAD, to_cell
+from chem.structure_text import CIF_END, CIF_HEAD, SDF_END, to_cell
 
 Mode = Literal["x", "a", "w"]
 CHUNK = 2000  # rows of a parquet row group
@@ -62,24 +63,37 @@ class _Text(Sink):
             if format == "csv" and end:
                 with open(path, newline="", encoding="utf-8") as table:
                     self._columns = next(csv.reader(table))
-        # the handle lives as long as the writer
-        self._file: IO[str] = open(path, "a" if mode == "a" else "w", encoding="utf-8", newline="")  # noqa: SIM115
+        # the handle lives as long as the writer; without a buffer, nothing of a failed record can follow later
+        self._file = open(path, "ab" if mode == "a" else "wb", buffering=0)  # noqa: SIM115
 
     def add(self, record: Any, name: str | None) -> None:
         if self._file.closed:
             raise ValueError(f"the writer of {self._path} is closed")
         if self._format == "poscar" and self.count:
             raise ValueError(f"{self._path} holds one structure already, as POSCAR does; name a folder for several")
-        # one call for the whole record, so that an interruption rarely tears it
-        self._file.write(self._table_row(record) if self._format == "csv" else record)
-        self._file.flush()
+        self._append((self._table_row(record) if self._format == "csv" else record).encode())
         self.count += 1
+
+    def _append(self, data: bytes) -> None:
+        """All of the bytes or, after an error or an interruption, none of them."""
+        end = self._file.seek(0, os.SEEK_END)
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except BaseException as error:
+            self._file.truncate(end)
+            self._file.seek(end)
+            if isinstance(error, OSError):  # the system does not say which file it was
+                raise OSError(error.errno, error.strerror, str(self._path)) from error
+            raise
 
     def _table_row(self, record: dict[str, Any]) -> str:
         out = io.StringIO()
         rows = csv.writer(out, lineterminator="\n")
         if self._columns is None:
             self._columns = list(record)
+        if not self._file.tell():
             rows.writerow(self._columns)
         unknown = [key for key in record if key not in self._columns]
         if unknown:
@@ -94,7 +108,7 @@ class _Text(Sink):
 
 def _whole_records(file: IO[bytes], format: str) -> tuple[int, int]:
     """End, in bytes, of the last whole record of a text file, and the number of records before it."""
-    if format == "extxyz":
+    if format in ("extxyz", "xyz"):
         return _whole_frames(file)
     end = count = at = 0
     quotes, tail = 0, b""
@@ -106,6 +120,8 @@ def _whole_records(file: IO[bytes], format: str) -> tuple[int, int]:
         if format == "cif":
             count += line.lower().startswith(b"data_")
             ended = line == CIF_END.encode()
+        if format == "sdf":
+            ended = ended and line.rstrip() == SDF_END.rstrip().encode()
         if ended:
             end, tail = at, b""
             count += format != "cif" and bool(line.strip())
@@ -143,9 +159,7 @@ class _Folder(Sink):
             raise ValueError(f"the writer of {self._path} is closed")
         label = "" if name is None else "_" + re.sub(r"[^\w.+-]", "_", str(name), flags=re.ASCII)[:100]
         target = self._path / f"{self.count:06d}{label}{self._suffix}"
-        temporary = target.with_name(f".{target.name}.tmp")
-        temporary.write_text(record, encoding="utf-8")
-        os.replace(temporary, target)
+        write_atomically(target, record, sync=False)
         self.count += 1
 
     def close(self) -> None:

@@ -14,16 +14,20 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 if TYPE_CHECKING:
+    from ase import Atoms
     from pymatgen.core import Structure
 
 TAG = "_atomsmith_record"  # CIF data name that carries id and properties
 ENCODED = "atomsmith_json"  # extxyz key for properties that the format cannot hold as they are
 CIF_HEAD, CIF_END = "# atomsmith\n", "#END\n"  # frame one record of a CIF file, so that a torn one is recognised
+SDF_END = "$$$$\n"  # ends one entry
 
 
 def one_line(error: Exception, limit: int = 300) -> str:
-    """The message of an exception on one line, cut to `limit` characters; its type where it has no message."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """The message of an exception on one line, cut to `limit` characters, with its type where that says too little."""
+    text = " ".join(str(error).split())
+    if not text or isinstance(error, (LookupError, ArithmeticError, TypeError, AttributeError)):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
@@ -115,20 +119,29 @@ def structure_from_dict(data: dict[str, Any]) -> Structure:
 
 def structure_from_frame(text: str) -> Structure:
     """The structure of one extxyz frame; its info becomes `properties`."""
-    from ase.io.extxyz import read_xyz
     from pymatgen.core import Structure
 
-    atoms = next(read_xyz(io.StringIO(text), index=0))
+    atoms, properties = atoms_from_frame(text)
     if not atoms.pbc.all():
         raise ValueError(f"a crystal needs a lattice and periodicity in three directions, got pbc {atoms.pbc.tolist()}")
+    if not abs(atoms.cell.volume) > 0:  # else the fractional coordinates fail with a message about a matrix
+        raise ValueError(f"the cell has volume {atoms.cell.volume:.3g}")
+    structure = Structure(atoms.cell.array, atoms.numbers, atoms.get_scaled_positions(wrap=False))
+    structure.properties = properties
+    return structure
+
+
+def atoms_from_frame(text: str) -> tuple[Atoms, dict[str, Any]]:
+    """ASE atoms of one extxyz frame, and its info as plain properties."""
+    from ase.io.extxyz import read_xyz
+
+    atoms = next(read_xyz(io.StringIO(text), index=0))
     properties = dict(atoms.info)
     if atoms.calc is not None:  # ASE takes energy and the like out of info
         properties.update({k: v for k, v in atoms.calc.results.items() if k in text.split("\n", 2)[1]})
     encoded = properties.pop(ENCODED, None)
     properties.update(json.loads(unquote(encoded)) if isinstance(encoded, str) else {})
-    structure = Structure(atoms.cell.array, atoms.numbers, atoms.get_scaled_positions(wrap=False))
-    structure.properties = plain(properties)
-    return structure
+    return atoms, plain(properties)
 
 
 def cif_meta(text: str) -> dict[str, Any]:
@@ -180,8 +193,16 @@ def structure_to_poscar(structure: Structure, meta: dict[str, Any] | None = None
 
 
 def structure_to_frame(structure: Structure, properties: dict[str, Any]) -> str:
-    """One extxyz frame. Properties become plain key=value pairs where that survives reading, else one encoded key."""
+    """One extxyz frame of a structure; see `atoms_to_frame`."""
     from ase import Atoms
+
+    numbers = [site.specie.Z for site in structure]
+    atoms = Atoms(numbers, positions=structure.cart_coords, cell=structure.lattice.matrix, pbc=True)
+    return atoms_to_frame(atoms, properties)
+
+
+def atoms_to_frame(atoms: Atoms, properties: dict[str, Any]) -> str:
+    """One extxyz frame. Properties become plain key=value pairs where that survives reading, else one encoded key."""
     from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict, write_xyz
 
     visible: dict[str, Any] = {}
@@ -195,9 +216,7 @@ def structure_to_frame(structure: Structure, properties: dict[str, Any]) -> str:
             (visible if simple else encoded)[key] = value
         else:
             encoded[key] = value
-    info = {**visible, **({ENCODED: quote(json.dumps(encoded))} if encoded else {})}
-    numbers = [site.specie.Z for site in structure]
-    atoms = Atoms(numbers, positions=structure.cart_coords, cell=structure.lattice.matrix, pbc=True, info=info)
+    atoms.info = {**visible, **({ENCODED: quote(json.dumps(encoded))} if encoded else {})}
     out = io.StringIO()
     write_xyz(out, [atoms])
     return out.getvalue()

@@ -108,7 +108,7 @@ def test_statistics_refuse_unknown_and_missing_keys() -> None:
         Statistics.from_dict({**stats, "mean_mass": 1})
     with pytest.raises(ValueError, match="missing key 'elements'"):
         Statistics.from_dict({k: v for k, v in stats.items() if k != "elements"})
-    with pytest.raises(ValueError, match="at least one crystal"):
+    with pytest.raises(ValueError, match="at least one structure"):
         Statistics.compute(from_structures([]))
 
 

@@ -58,6 +58,57 @@ def test_volume_forgets_handedness_and_takes_gradients():
     assert torch.autograd.gradcheck(lat.volume, cell)
 
 
+LOGITS = [(60, -6.3986), (75, -1.09419), (90, 0.0), (120, 6.3986)]
+
+
+def test_logit_angles_golden():
+    angles = torch.tensor([a for a, _ in LOGITS] * 3).double().reshape(-1, 3)
+    y = lat.to_logit_angles(angles)
+    assert torch.allclose(y.flatten(), torch.tensor([v for _, v in LOGITS] * 3).double(), atol=5e-5)
+    back = lat.from_logit_angles(torch.tensor([-3.0, 2.0, 0.0]).double())
+    assert torch.allclose(back, torch.tensor([62.755, 112.924, 90.0]).double(), atol=5e-4)
+
+
+@pytest.mark.parametrize("dtype, atol", [(torch.float64, 1e-11), (torch.float32, 1e-4)])
+def test_logit_angles_round_trip_at_the_edges(dtype, atol):
+    """60 and 120 degrees survive, and any real number is an angle inside."""
+    angles = torch.tensor([[60.0, 120.0, 90.0], [61.0, 119.0, 60.0]], dtype=dtype)
+    y = lat.to_logit_angles(angles)
+    assert bool(y.isfinite().all())
+    assert torch.allclose(lat.from_logit_angles(y), angles, rtol=0, atol=atol)
+    far = lat.from_logit_angles(torch.tensor([-1e4, 1e4, 0.0], dtype=dtype))
+    assert torch.allclose(far, torch.tensor([59.9, 120.1, 90.0], dtype=dtype))
+
+
+def test_bounded_round_trip_and_gradients():
+    """Niggli-reduced triclinic cells come back up to a rotation, with gradients both ways."""
+    reduced = lat.niggli(random_cells(20))[0].reshape(4, 5, 3, 3)
+    vector = lat.to_bounded(reduced)
+    assert vector.shape == (4, 5, 6)
+    back = lat.from_bounded(vector)
+    assert torch.allclose(back @ back.mT, reduced @ reduced.mT, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(lat.to_bounded(back), vector, rtol=1e-9, atol=1e-9)
+    inner = lat.from_parameters(PARAMETERS[0, :3], PARAMETERS[0, 3:])[None]
+    assert torch.autograd.gradcheck(lat.to_bounded, inner.requires_grad_())
+    assert torch.autograd.gradcheck(lat.from_bounded, lat.to_bounded(inner).detach().requires_grad_())
+
+
+def test_bounded_lengths_are_positive():
+    vector = torch.tensor([[-1.0, 0.05, 3.0, 0.3, -0.2, 0.1]]).double()
+    lengths, _ = lat.parameters(lat.from_bounded(vector))
+    assert torch.allclose(lengths, torch.tensor([[0.1, 0.1, 3.0]]).double())
+
+
+def test_cells_outside_the_interval_are_refused_until_reduced():
+    """Very oblique cells, named with angle and remedy; their Niggli cells pass."""
+    oblique = lat.from_parameters(PARAMETERS[0, :3], torch.tensor([95.0, 100.0, 125.0]).double())
+    cells = torch.stack([lat.from_parameters(PARAMETERS[0, :3], PARAMETERS[0, 3:]), oblique])
+    with pytest.raises(ValueError, match=r"lattice 1 has gamma = 125 degrees, allowed: above 59.9 .*niggli") as error:
+        lat.to_bounded(cells)
+    assert "\n" not in str(error.value)
+    assert bool(lat.to_bounded(lat.niggli(cells)[0]).isfinite().all())
+
+
 GOLDEN_K = [
     ((3.905, 3.905, 3.905, 90, 90, 90), (0, 0, 0, 0, 0, 2.3595)),
     ((4.594, 4.594, 2.959, 90, 90, 90), (0, 0, 0, 0, 0.359177, 2.38697)),
@@ -134,6 +185,9 @@ def test_primitive_keeps_density_and_properties():
     [
         (lambda: lat.from_parameters(torch.ones(2), torch.ones(3)), r"lengths must have shape .* got \(2,\)"),
         (lambda: lat.volume(torch.ones(3)), r"lattice must have shape .* got \(3,\)"),
+        (lambda: lat.to_logit_angles(torch.ones(2)), r"angles must have shape .* got \(2,\)"),
+        (lambda: lat.to_logit_angles(torch.full((3,), torch.nan)), r"lattice 0 has alpha = nan degrees"),
+        (lambda: lat.from_bounded(torch.ones(5)), r"vector must have shape .* got \(5,\)"),
         (lambda: lat.from_log_strain(torch.ones(5)), r"k must have shape .* got \(5,\)"),
         (lambda: lat.niggli(torch.stack([torch.eye(3), torch.ones(3, 3)])), "lattice 1 cannot be reduced"),
         (lambda: lat.niggli(torch.full((3, 3), torch.nan)), "lattice 0 cannot be reduced"),

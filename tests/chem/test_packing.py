@@ -112,7 +112,7 @@ def test_second_load_reads_the_cache_and_a_damaged_one_is_made_again(
     read_table = packing.read_table
     monkeypatch.setattr(packing, "read_table", lambda *_: pytest.fail("parsed again"))
     second, _ = pack(table, cache=tmp_path)
-    for name in packing.ARRAYS:
+    for name in packing.Packed.ARRAYS:
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
     assert (first.ids, first.failures) == (second.ids, second.failures)
     monkeypatch.setattr(packing, "read_table", read_table)
