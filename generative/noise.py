@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from chem.ragged import Rows
-
-UNIT = 16
+from chem.seeds import UNIT, mix
 
 
 class UnitStreams:
@@ -62,17 +61,6 @@ class Share:
 
 
 Random = torch.Generator | UnitStreams | Share | None
-
-
-def mix(*numbers: int) -> int:
-    """A 63-bit seed from several integers, by splitmix64; (a, b) and (b, a) differ."""
-    state = 0
-    for number in numbers:
-        state = (state ^ (number & 0xFFFFFFFFFFFFFFFF)) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
-        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-        state = (state ^ state >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state >> 1
 
 
 def _draw(sampler: Callable, rows: Rows, shape: Sequence[int], dtype: torch.dtype, generator: Random) -> Tensor:
