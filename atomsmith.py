@@ -8,14 +8,18 @@ Each verb is one function here and one command of the same argument names (`atom
 
 from __future__ import annotations
 
+import errno
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.main import get_command
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -53,8 +57,15 @@ def sample(
     n: int,
     formula: str | None = None,
     z: int = 1,
-    num_atoms: int | None = None,
-    elements: Sequence[str] | None = None,
+    num_atoms: int | str | Sequence[int] | Mapping[int, float] | None = None,
+    elements: str | Sequence[str] | None = None,
+    chemical_system: str | None = None,
+    forbid: str | Sequence[str] | None = None,
+    lattice: Any = None,
+    volume: float | None = None,
+    fixed: tuple[Structure | str | Path, Sequence[int]] | str | None = None,
+    init: Structure | str | Path | None = None,
+    noise: float | None = None,
     steps: int | None = None,
     seed: int = 0,
     batch_size: int | Literal["auto"] = "auto",
@@ -64,8 +75,15 @@ def sample(
 ) -> list[Structure]:
     """n crystals as pymatgen structures, in a fixed order, with their provenance in `.properties`.
 
-    formula, z: a cell of z formula units, for models that predict structures. num_atoms, elements: size of the cells
-    (default: the sizes of the training set) and symbols that may occur, for models that choose the composition.
+    formula, z: a cell of z formula units, for models that predict structures.
+    num_atoms, elements, chemical_system: for models that choose the composition; the size of the cells as 8, "4-8" or
+    {4: 0.5, 8: 0.5} (default: the sizes of the training set), symbols that may occur, or "Li-Fe-P-O", all of which do.
+    forbid: symbols that may not occur. lattice: 3 x 3 rows in ångström, a pymatgen Lattice or "a,b,c,alpha,beta,gamma",
+    kept in every digit. volume: of the cell in cubic ångström, to which the finished cell is scaled.
+    fixed: (structure, site indices) or "file.cif:0,1,2"; these sites come first, with their elements and fractional
+    coordinates in every digit; their lattice is kept only where `lattice` says so. init, noise: start from a structure
+    noised to a level in (0, 1], and make the last part `noise` of the steps.
+
     steps: predictor steps (default: the model's). batch_size: a multiple of 16. out: a folder where samples are
     written as they are made (extxyz, CIF, a manifest); a second call continues it, a larger n extends it. progress:
     show a bar (default: on a terminal).
@@ -74,6 +92,8 @@ def sample(
     """
     from chem.sample_folder import SampleFolder
     from generative import sampling
+    from generative.controls import Controls
+    from generative.templates import CrystalTemplates
 
     if n < 1:
         raise ValueError(f"n = {n}, allowed: >= 1")
@@ -81,24 +101,23 @@ def sample(
     denoiser: Any = loaded.model
     steps = steps if steps is not None else denoiser.steps
     denoiser.times.grid(steps)
-    request = sampling.CrystalRequest(formula, z, num_atoms, tuple(elements) if elements is not None else None)
-    templates = sampling.CrystalTemplates(request, denoiser, loaded.statistics, seed)
+    asked = (formula, z, num_atoms, elements, chemical_system, forbid, lattice, volume, fixed, init, noise)
+    controls = Controls.read(*asked)
+    templates = CrystalTemplates(controls, denoiser, loaded.statistics, seed)
+    taken = len(denoiser.times.grid(steps, templates.start or 0.0)) - 1
     size = sampling.batch_size_for(denoiser) if batch_size == "auto" else batch_size
     provenance = {"model": loaded.name, "weights_sha256": loaded.sha256, "seed": seed, "steps": steps}
-    asked = {**provenance, "formula": formula, "z": z, "num_atoms": num_atoms, "elements": request.elements}
-    folder = SampleFolder(out, asked) if out is not None else None
+    folder = SampleFolder(out, {**provenance, **controls.plain()}) if out is not None else None
+    provenance["controls"] = controls.asked()
     done = folder.structures(n) if folder is not None else []
-    try:
-        with _progress(n, len(done), steps, progress) as tick:
-            for first, batch in sampling.sample_batches(denoiser, templates, n, len(done), size, steps, seed, tick):
-                fresh = _to_structures(batch, first, provenance)[len(done) - first :]
-                done += fresh
-                if folder is not None:
-                    folder.append(fresh)
-                    folder.note(n=len(done), network_calls=denoiser.network_calls(steps), **_environment(denoiser))
-    finally:
-        if folder is not None:
-            folder.close()
+    keeping = folder.kept(n) if folder is not None else nullcontext()
+    with keeping, _progress(n, len(done), taken, progress) as tick:
+        for first, batch in sampling.sample_batches(denoiser, templates, n, len(done), size, steps, seed, tick):
+            fresh = _to_structures(batch, first, provenance)[len(done) - first :]
+            done += fresh
+            if folder is not None:
+                folder.append(fresh)
+                folder.note(n=len(done), network_calls=denoiser.network_calls(taken), **_environment(denoiser))
     return done
 
 
@@ -156,11 +175,11 @@ def train(
 ) -> Path:
     """Train a model and return the folder of its best checkpoint, ready for `load` and `sample`.
 
-    model: "diffcsp-csp" or "diffcsp-ab-initio". data: mp20, perov5, carbon24, mpts52, prototypes, or a folder made by
-    `prepare`; files are looked for under `root` (default: ATOMSMITH_DATA). out: run folder with checkpoints, curves
-    and weights; resume=True continues a run that stopped, bit for bit on the CPU in fp32. init: fine-tune a
-    checkpoint by name or path (its size and statistics are kept; restat takes those of the new data). The other
-    arguments change settings of the preset. threads: CPU threads (default: torch's).
+    model: diffcsp-csp, diffcsp-ab-initio, flowmm-csp or flowmm-ab-initio. data: mp20, perov5, carbon24, mpts52,
+    prototypes, or a folder made by `prepare`; files are looked for under `root` (default: ATOMSMITH_DATA). out: run
+    folder with checkpoints, curves and weights; resume=True continues a run that stopped, bit for bit on the CPU in
+    fp32. init: fine-tune a checkpoint by name or path, of either task (its size and statistics are kept; restat takes
+    those of the new data). The other arguments change settings of the preset. threads: CPU threads (default: torch's).
 
     Raises ValueError naming the argument, its value and what is allowed.
     """
@@ -214,8 +233,9 @@ def prepare(
 ) -> PrepareReport:
     """Make the data set folder `out/name` from a folder, files or a table of structures; train on it by that path.
 
-    source: CIF, POSCAR, extxyz, JSON lines, csv or parquet with a `cif` column. Rows that fail are counted and named
-    in the report. Raises ValueError where nothing can be read or the folder is a data set already.
+    source: crystals as CIF, POSCAR, extxyz, JSON lines, csv or parquet with a `cif` column, or molecules as SDF, or as
+    xyz or extxyz without a lattice, of any elements. Rows that fail are counted and named in the report. Raises
+    ValueError where nothing can be read or the folder is a data set already.
     """
     from chem.prepare import prepare as make
 
@@ -223,13 +243,19 @@ def prepare(
 
 
 # The command line: thin commands over the verbs, with the same argument names.
+EXIT_CODES = "Exit codes: 2 for a mistake in what was asked, 1 for faults and Ctrl-C, 75 for a training that was ended."
 app = typer.Typer(
     help=(__doc__ or "").splitlines()[0],
+    epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 option = typer.Option
+UsageError: Any = typer.BadParameter.__base__  # of click, which some versions of typer carry inside
+STOPPED = 75
+# what the system says of a path that cannot be used as it was asked
+WRONG_PATH = (errno.ENOENT, errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENAMETOOLONG)
 
 
 @app.command("models", help="List the trained models that come with the package.")
@@ -245,22 +271,29 @@ def _sample(
     out: Annotated[Path, option(help="folder; a second call with the same arguments continues it")],
     formula: Annotated[str | None, option(help="composition, for models that predict structures")] = None,
     z: Annotated[int, option(help="formula units in a cell")] = 1,
-    num_atoms: Annotated[int | None, option(help="atoms in a cell, for models that choose the composition")] = None,
+    num_atoms: Annotated[str | None, option(help="atoms in a cell: 8, 4-8, or weights 4:0.5,8:0.5")] = None,
     elements: Annotated[str | None, option(help="symbols that may occur, e.g. Li,Fe,O")] = None,
+    chemical_system: Annotated[str | None, option(help="exactly these elements, e.g. Li-Fe-P-O")] = None,
+    forbid: Annotated[str | None, option(help="symbols that may not occur, e.g. Pb,Cd")] = None,
+    lattice: Annotated[str | None, option(help="a,b,c,alpha,beta,gamma in ångström and degrees")] = None,
+    volume: Annotated[float | None, option(help="of the cell in cubic ångström")] = None,
+    fixed: Annotated[str | None, option(help="sites that are kept, e.g. host.cif:0,1,2")] = None,
+    init: Annotated[str | None, option(help="file with a structure to start from; needs --noise")] = None,
+    noise: Annotated[float | None, option(help="level in (0, 1] that the start structure is noised to")] = None,
     steps: Annotated[int | None, option(help="predictor steps (default: the model's)")] = None,
     seed: Annotated[int, option()] = 0,
     batch_size: Annotated[str, option(help="a multiple of 16, or auto")] = "auto",
     device: Annotated[str, option(help="auto, cpu, cuda, mps")] = "auto",
 ) -> None:
     size = batch_size if batch_size == "auto" else _integer(batch_size, "batch_size")
-    symbols = [s.strip() for s in elements.split(",")] if elements is not None else None
-    made = sample(model, n, formula, z, num_atoms, symbols, steps, seed, size, out, device)  # type: ignore[arg-type]
+    asked = (formula, z, num_atoms, elements, chemical_system, forbid, lattice, volume, fixed, init, noise)
+    made = sample(model, n, *asked, steps, seed, size, out, device)  # type: ignore[arg-type]
     typer.echo(f"{len(made)} samples in {out}")
 
 
 @app.command("train", help="Train a model on a data set.")
 def _train(
-    model: Annotated[str, typer.Argument(help="diffcsp-csp or diffcsp-ab-initio")],
+    model: Annotated[str, typer.Argument(help="diffcsp-csp, diffcsp-ab-initio, flowmm-csp or flowmm-ab-initio")],
     data: Annotated[str, typer.Argument(help="mp20, perov5, carbon24, mpts52, prototypes, or a prepared folder")],
     out: Annotated[Path, option(help="run folder")],
     preset: Annotated[str, option(help="small or paper")] = "small",
@@ -320,18 +353,52 @@ def _integer(text: str, name: str) -> int:
 
 
 def main() -> None:
-    """The command line: exit code 2 and one line for a mistake of the user's, 1 for a fault, 75 for a stopped run."""
+    """The command line: exit code 0, 2 for the user's mistakes, 1 for faults and Ctrl-C, 75 after SIGTERM in training.
+
+    Whatever goes wrong is one line on stderr, and so is a warning.
+    """
+    warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
     try:
-        app()
-    except ValueError as error:
-        print(f"atomsmith: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (OSError, RuntimeError, MemoryError) as error:
-        print(f"atomsmith: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("atomsmith: interrupted; what was finished is kept", file=sys.stderr)
-        sys.exit(130)
+        # not app(): some versions of typer make an exit of Ctrl-C, and all of them a box of several lines of an error
+        command = get_command(app)
+        with command.make_context("atomsmith", sys.argv[1:] or ["--help"]) as context:
+            command.invoke(context)
+    except typer.Exit as ended:
+        sys.exit(ended.exit_code)
+    except BaseException as error:
+        if isinstance(error, SystemExit) and error.code != STOPPED:
+            raise
+        code, text = _explain(error)
+        notes = getattr(error, "__notes__", []) if code == 1 else []
+        _say("; ".join([text, *notes]))
+        sys.exit(code)
+
+
+def _say(text: str) -> None:
+    print(f"atomsmith: {' '.join(text.split())}", file=sys.stderr)
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    """Exit code and message of an exception."""
+    if isinstance(error, UsageError):
+        return 2, error.format_message()
+    if isinstance(error, ValueError):
+        return 2, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        noted = getattr(error, "__notes__", [])
+        return 1, "interrupted" if noted else "interrupted before anything new was made; the same command starts again"
+    if isinstance(error, SystemExit):
+        return STOPPED, "stopped; a checkpoint is written, --resume continues"
+    if isinstance(error, OSError):
+        text = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else error.strerror
+        return 2 if error.errno in WRONG_PATH else 1, text or str(error)
+    if isinstance(error, MemoryError):
+        return 1, str(error) or "the memory is full"
+    if isinstance(error, RuntimeError):
+        return 1, str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}, line {place.lineno}"
+    return 1, f"{type(error).__name__}: {error} ({where}); this is a fault of the program, please report it"
 
 
 if __name__ == "__main__":

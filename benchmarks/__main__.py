@@ -13,7 +13,7 @@ from importlib import import_module
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 NAMES = {"forward": "cspnet", "training": "cspnet", "sampling": "sampling", "loader": "loader", "packing": "packing"}
-NAMES |= {"validity": "validity", "matching": "matching"}
+NAMES |= {"flowmm": "flowmm", "validity": "validity", "matching": "matching"}
 Row = tuple[str, str, str]
 
 

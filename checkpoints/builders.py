@@ -26,8 +26,14 @@ def _diffcsp() -> Kind:
     return Kind(DiffCSPConfig, build, transfer)
 
 
+def _flowmm() -> Kind:
+    from generative.models.flowmm import FlowMMConfig, build, transfer
+
+    return Kind(FlowMMConfig, build, transfer)
+
+
 # Each entry imports its model only when asked, so that listing checkpoints needs no network code.
-BUILDERS: dict[str, Callable[[], Kind]] = {"diffcsp": _diffcsp}
+BUILDERS: dict[str, Callable[[], Kind]] = {"diffcsp": _diffcsp, "flowmm": _flowmm}
 
 
 def kind(name: str) -> Kind:

@@ -1,56 +1,120 @@
 """Ship a training run: weights in bf16 under a name, and a card that says what they are.
 
     python -m checkpoints.cards runs/diffcsp-mp20-csp diffcsp-mp20-csp --command "atomsmith train ..." \\
-        --hardware "2 cores of ..., CPU only" --measured measured.jsonl
+        --hardware "2 cores of ..., CPU only" --hours 1.8
 
-`measured` holds lines of `python -m benchmarks.match_rate ... --json measured.jsonl`.
+`python -m benchmarks.cards NAME` measures what is shipped and fills the section "Measured" of its card.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import re
 from pathlib import Path
 from typing import Any
 
 from checkpoints import store
-from checkpoints.manifest import SHIPPED, register
+from checkpoints.manifest import (
+    CARD,
+    HASHES,
+    MANIFEST,
+    SHIPPED,
+    WEIGHTS,
+    digest,
+    read_hashes,
+    register,
+    to_json,
+)
+from chem.output import write_together
 
-LEVELS = ("legacy_without_fingerprint_clause", "all", "strict")
+MEASURED = "Measured"
+TASKS = {
+    "csp": "Predicts crystal structures of a given composition.",
+    "ab-initio": "Samples crystals whole: cells of sizes as in training, composition and structure.",
+}
+METHODS = {"diffcsp": "Jiao et al., NeurIPS 2023"}
+PROJECT = "Materials Project data: CC BY 4.0 (Jain et al., APL Mater. 1, 011002, 2013)"
+SOURCES = {
+    "mp20": f"{PROJECT}; splits: Xie et al., arXiv:2110.06197",
+    "mpts52": f"{PROJECT}; splits: Jiao et al., NeurIPS 2023",
+    "perov5": "Data: Castelli et al., Energy Environ. Sci. 5, 5814 and 9034 (2012)",
+    "carbon24": "Data: Pickard, doi:10.24435/materialscloud:2020.0026/v1, CC BY 4.0",
+    "prototypes": "Data: made by the package from ionic radii",
+}
 
 
-def ship(run: Path, name: str, command: str, hardware: str, hours: float, measured: Path | None, which: str) -> Path:
-    """Write checkpoints/NAME from the weights `which` ("best" or "last") of a run, and renew the manifest."""
-    source = store.load(run / which, "cpu")
-    rows = [json.loads(line) for line in measured.read_text().splitlines()] if measured is not None else []
-    card = _card(name, source, run, command, hardware, hours, rows)
-    store.save(
-        SHIPPED / name,
+def ship(run: Path, name: str, command: str, hardware: str, hours: float, which: str, folder: Path = SHIPPED) -> Path:
+    """Write checkpoints/NAME from the weights `which` ("best" or "last") of a run, and renew the manifest.
+
+    What was measured of the same weights before stays in the card. folder: where shipped checkpoints are.
+    """
+    source, place = store.load(run / which, "cpu"), folder / name
+    before = read_hashes(place / HASHES).get(WEIGHTS)
+    measured = section((place / CARD).read_text(), MEASURED) if before else None
+    sha256 = store.save(
+        place,
         source.kind,
         source.config,
         source.statistics.to_dict(),
         source.model.state_dict(),
-        card,
+        _card(name, source, run, command, hardware, hours),
         training=source.training,
     )
-    register()
-    return SHIPPED / name
+    if measured is not None and sha256 == before:
+        rewrite(place, MEASURED, measured)
+    register(folder)
+    return place
 
 
-def _card(
-    name: str, model: Any, run: Path, command: str, hardware: str, hours: float, rows: list[dict[str, Any]]
-) -> str:
+def section(card: str, title: str) -> str | None:
+    """The text under the heading "## title" of a card, up to the next of its level; None where there is none."""
+    found = _find(card, title)
+    return card[found.start("body") : found.end("body")].strip("\n") if found else None
+
+
+def rewrite(folder: Path, title: str, text: str) -> None:
+    """Put `text` under the heading "## title" of a checkpoint's card and leave the other sections as they are.
+
+    The hashes saved with the checkpoint follow, and the manifest where its folder has one. A card that lacks the
+    section gets it at its end. Raises ValueError for a text with a heading of that level, which would end the section.
+    """
+    if re.search(r"^##? ", text, re.MULTILINE):
+        raise ValueError(f"text of the section '{title}' has a heading of level 1 or 2; allowed: ### and below")
+    place = folder / CARD
+    card = place.read_text() if place.is_file() else f"# {folder.name}\n"
+    found = _find(card, title)
+    head, tail = (card[: found.start("body")], card[found.end("body") :]) if found else (f"{card.rstrip()}\n\n", "")
+    heading = "" if found else f"## {title}\n"
+    end = f"\n{tail}" if tail else ""
+    data = f"{head}{heading}\n{text.strip()}\n{end}".encode()
+    files = {place: data}
+    if hashes := read_hashes(folder / HASHES):
+        files[folder / HASHES] = to_json({**hashes, CARD: digest(data)})
+    write_together(files)
+    if (folder.parent / MANIFEST).is_file():
+        register(folder.parent)
+
+
+def _find(card: str, title: str) -> re.Match[str] | None:
+    return re.search(rf"^## {re.escape(title)}\n(?P<body>.*?)(?=^##? |\Z)", card, re.MULTILINE | re.DOTALL)
+
+
+def _card(name: str, model: Any, run: Path, command: str, hardware: str, hours: float) -> str:
     training, settings = model.training, model.training["settings"]
     parameters = sum(p.numel() for p in model.model.parameters())
+    data = training["data"]
+    task = TASKS.get(training["config"].get("task", ""), "")
+    method = f" Method: {METHODS[model.kind]}." if model.kind in METHODS else ""
+    source = SOURCES.get(data["name"], f"Data: `{data['name']}`, on the terms of its owner")
     lines = [
         f"# {name}",
         "",
-        f"{model.kind}, {parameters:,} parameters, stored in bfloat16.",
+        f"{task} {model.kind}, {parameters:,} parameters, stored in bfloat16.".lstrip(),
         "",
         "## How it was made",
         "",
-        f"- data: `{training['data']['name']}` train, {training['data']['structures']:,} structures,"
-        f" sha256 `{training['data']['sha256'][:16]}` of the file and the packing options",
+        f"- data: `{data['name']}` train, {data['structures']:,} structures,"
+        f" sha256 `{data['sha256'][:16]}` of the file and the packing options",
         f"- command: `{command}`",
         f"- seed: {training['seed']}",
         f"- hardware and time: {hardware}, {hours:.1f} hours",
@@ -63,14 +127,13 @@ def _card(
         "",
         *_curves(run),
         "",
-        "## Measured",
+        f"## {MEASURED}",
         "",
-        *_measured(rows),
+        f"Nothing yet; `python -m benchmarks.cards {name}` fills this section.",
         "",
         "## Licence",
         "",
-        "MIT. Materials Project data: CC BY 4.0 (Jain et al., APL Mater. 1, 011002, 2013); splits: Xie et al.,"
-        " arXiv:2110.06197. Method: Jiao et al., NeurIPS 2023.",
+        f"MIT. {source}.{method}",
         "",
     ]
     return "\n".join(lines)
@@ -94,42 +157,6 @@ def _curves(run: Path) -> list[str]:
     return out
 
 
-def _measured(rows: list[dict[str, Any]]) -> list[str]:
-    if not rows:
-        return ["Nothing yet."]
-    first = next(iter(rows[0]["numbers"].values()))
-    out = [
-        f"Structure prediction, one candidate for each of `{rows[0]['reference']}`, protocol diffcsp-csp"
-        f" ({rows[0]['protocol_hash'][:12]}), 95 % intervals (denominators: {first['denominator']}). `legacy` counts"
-        " valid pairs only, as DiffCSP's code does, here without its fingerprint clause; `all` counts every crystal;"
-        " `strict` has tolerances 0.2 / 0.3 / 5. RMSE over the matched, in units of (V/N)^(1/3). Command:"
-        " `python -m benchmarks.match_rate NAME --n N --baselines`, with `--bf16` for bf16 products.",
-        "",
-        "| what | legacy % | all % | strict % | RMSE all | sampling |",
-        "|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        rates = [_number(r, f"match_rate_{kind}@1", 100) for kind in LEVELS]
-        out.append(f"| {r['what']} | " + " | ".join([*rates, _number(r, "rmse_all@1", 1), _how(r)]) + " |")
-    return out
-
-
-def _number(row: dict[str, Any], name: str, scale: float) -> str:
-    n = row["numbers"][name]
-    digits = 1 if scale == 100 else 4
-    return f"{n['value'] * scale:.{digits}f} ({n['low'] * scale:.{digits}f} to {n['high'] * scale:.{digits}f})"
-
-
-def _how(row: dict[str, Any]) -> str:
-    if "steps" not in row:
-        return f"seed {row['seed']}"
-    corrector = "" if row["corrector"] else ", no corrector"
-    return (
-        f"{row['steps']} steps, {row['network_calls']} network calls{corrector}, seed {row['seed']},"
-        f" {row['products']} products, {row['seconds']:.0f} s on {row['threads']} threads"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path)
@@ -137,10 +164,9 @@ def main() -> None:
     parser.add_argument("--command", required=True)
     parser.add_argument("--hardware", required=True)
     parser.add_argument("--hours", type=float, required=True)
-    parser.add_argument("--measured", type=Path, default=None)
     parser.add_argument("--which", choices=["best", "last"], default="best")
     args = parser.parse_args()
-    print(ship(args.run, args.name, args.command, args.hardware, args.hours, args.measured, args.which))
+    print(ship(args.run, args.name, args.command, args.hardware, args.hours, args.which))
 
 
 if __name__ == "__main__":

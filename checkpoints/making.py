@@ -16,6 +16,7 @@ from chem.crystals import CrystalBatch
 from chem.output import PART, usable_folder, write_atomically
 from chem.statistics import Statistics, new_elements
 from generative.models.diffcsp import DiffCSPConfig
+from generative.models.flowmm import FlowMMConfig
 from generative.training import TrainSettings, fit, newest
 
 RUN, BEST, LAST = "run.json", "best", "last"
@@ -39,9 +40,20 @@ def _diffcsp(task: str) -> dict[str, Recipe]:
     }
 
 
+def _flowmm(task: str) -> dict[str, Recipe]:
+    small = FlowMMConfig(task=task, hidden=256, layers=4, frequencies=32)  # type: ignore[arg-type]
+    paper = FlowMMConfig(task=task)  # type: ignore[arg-type]
+    return {
+        "small": Recipe("flowmm", small, TrainSettings(epochs=115, batch_size=64, precision="bf16", save_every=206)),
+        "paper": Recipe("flowmm", paper, TrainSettings(epochs=2000, lr=3e-4, warmup=0)),
+    }
+
+
 RECIPES: dict[str, dict[str, Recipe]] = {
     "diffcsp-csp": _diffcsp("csp"),
     "diffcsp-ab-initio": _diffcsp("ab-initio"),
+    "flowmm-csp": _flowmm("csp"),
+    "flowmm-ab-initio": _flowmm("ab-initio"),
 }
 
 
@@ -108,6 +120,9 @@ def train(
     if start is not None:
         model.load_state_dict(builders.kind(kind).transfer(start.model.state_dict(), model))
 
+    for part in (train_set, val_set):
+        _check_representable(model, part)
+
     def write(weights: dict[str, Tensor], info: dict[str, Any], folder: str = BEST) -> None:
         training = {**run, **info}
         store.save(out / folder, kind, config, statistics, weights, dtype=torch.float32, training=training)
@@ -130,6 +145,18 @@ def train(
 
 def _slim(batch: CrystalBatch, fields: list[str]) -> CrystalBatch:
     return batch.without(*[name for name in batch.fields if name not in fields]).to(torch.float32)
+
+
+def _check_representable(model: Any, data: Any) -> None:
+    """Raises ValueError with the id of the first structure that the model's representation cannot hold."""
+    try:
+        model.encode(data.batch)
+    except ValueError:
+        for name, one in zip(data.ids, data.batch, strict=True):
+            try:
+                model.encode(one)
+            except ValueError as error:
+                raise ValueError(f"data = '{data.name}': {name}: {error}") from None
 
 
 def _claim(out: Path, run: dict[str, Any], resume: bool) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from chem.output import write_atomically
 
 SHIPPED = Path(__file__).resolve().parent
 MANIFEST, HASHES = "manifest.json", "sha256.json"
@@ -115,19 +115,6 @@ def to_json(content: Any) -> bytes:
         return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError) as error:
         raise ValueError(f"checkpoint metadata must be plain JSON: {error}") from None
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is either absent, as before, or complete."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _json_object(path: Path, data: bytes) -> dict[str, Any]:

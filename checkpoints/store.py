@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -25,8 +26,8 @@ from checkpoints.manifest import (
     read_hashes,
     read_verified,
     to_json,
-    write_atomically,
 )
+from chem.output import write_together
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ def save(
     """Write a checkpoint folder and return the SHA-256 of its weights.
 
     config and statistics: dicts or dataclasses. dtype: of the floating-point tensors on disk; those named in `exact`
-    (buffers such as noise schedules) keep theirs. A file in place is replaced as a whole; the hashes go last, so that
-    a folder left half written is refused by `load`. Raises ValueError for a tensor that is not finite.
+    (buffers such as noise schedules) keep theirs. A checkpoint in place is replaced once all of the new one is on the
+    disk, the hashes last, so that a full disk spares it. Raises ValueError for a tensor that is not finite.
     """
     from safetensors.torch import save as to_safetensors
 
@@ -101,9 +102,8 @@ def save(
         CARD: (card or f"# {Path(folder).name}\n").encode(),
     }
     Path(folder).mkdir(parents=True, exist_ok=True)
-    for file, data in files.items():
-        write_atomically(Path(folder) / file, data)
-    write_atomically(Path(folder) / HASHES, to_json({file: digest(data) for file, data in files.items()}))
+    hashes = {HASHES: to_json({file: digest(data) for file, data in files.items()})}
+    write_together({Path(folder) / file: data for file, data in {**files, **hashes}.items()})
     return digest(files[WEIGHTS])
 
 
@@ -149,12 +149,17 @@ def read_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """The device named, or the best one for "auto"; raises ValueError for a name torch does not know."""
+    """The device named, or the best one for "auto"; raises ValueError for one that torch does not know or have."""
     if device != "auto":
         try:
+            if torch.empty(1, device=device).is_meta:
+                raise RuntimeError("it holds no numbers")
             return torch.device(device)
-        except RuntimeError:
-            raise ValueError(f"device must be 'auto' or a torch device such as 'cpu', got {device!r}") from None
+        except (RuntimeError, AssertionError) as error:  # the second where torch was built without that device
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"device must be 'auto' or a device of this machine such as 'cpu', got '{device}' ({reason})"
+            ) from None
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -169,7 +174,9 @@ def _find(name_or_path: str | Path) -> tuple[Path, str, dict[str, str]]:
     if not place.is_dir():
         known = ", ".join(available(SHIPPED)) or "none"
         raise ValueError(f"checkpoint '{name_or_path}' is neither a shipped name (known: {known}) nor a folder")
-    return place, place.resolve().name, read_hashes(place / HASHES)
+    if not (hashes := read_hashes(place / HASHES)):
+        warnings.warn(f"checkpoint '{place}' has no {HASHES}: nothing tells whether its files are sound", stacklevel=3)
+    return place, place.resolve().name, hashes
 
 
 def _plain(value: Any) -> dict[str, Any]:

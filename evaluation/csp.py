@@ -21,7 +21,7 @@ import numpy as np
 from evaluation.inputs import Items
 from evaluation.matching import Match, match_pairs
 from evaluation.protocols import Protocol
-from evaluation.report import Number, mean, rate
+from evaluation.report import Number, mean, median, rate
 from evaluation.smact import batch_counts, compositional_validity
 from evaluation.validity import Validity, structural_validity
 
@@ -114,6 +114,7 @@ def _numbers(scores: Scores, k: int, protocol: Protocol, seed: int) -> list[Numb
         hits = int(hit.sum())
         numbers.append(rate(f"match_rate_{name}@{k}", hits, targets, f"all {targets} targets", protocol))
         numbers.append(mean(f"rmse_{name}@{k}", best[hit], f"{hits} matched targets", protocol, seed))
+        numbers.append(median(f"rmse_median_{name}@{k}", best[hit], f"{hits} matched targets", protocol, seed))
         if name == "all":
             stol = protocol.matcher.stol
             note = f"unmatched count {stol}"

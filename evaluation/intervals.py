@@ -53,6 +53,27 @@ def bootstrap(
     return (float(low), float(high)), float(found.std(ddof=1))
 
 
+def paired_difference(
+    a: NDArray[Any], b: NDArray[Any], resamples: int = 10_000, level: float = 0.95, seed: int = 0
+) -> tuple[float, Interval]:
+    """Mean of a - b over the same targets (T,), and its percentile interval when the targets are drawn anew in pairs.
+
+    a, b: hits, or shares of hits of models that differ in their seed alone. Raises ValueError for another number of
+    targets in a than in b, and for none.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"a has shape {a.shape}, b {b.shape}; allowed: one entry for each of the same targets")
+    if not len(a) or resamples < 2:
+        raise ValueError(f"a has {len(a)} entries, resamples = {resamples}; allowed: at least 1 and 2")
+    _quantile(level)
+    # a mean of draws with replacement depends only on how often each value is drawn, and hits have few values
+    values, counts = np.unique(a - b, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(a), counts / len(a), size=resamples) @ values / len(a)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float((a - b).mean()), (float(low), float(high))
+
+
 def _quantile(level: float) -> float:
     if not 0 < level < 1:
         raise ValueError(f"level = {level}, allowed: between 0 and 1")

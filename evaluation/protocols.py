@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from evaluation.smact import CompositionRule
@@ -41,24 +41,13 @@ LOOSE, DEFAULT = Tolerances(0.3, 0.5, 10.0), Tolerances(0.2, 0.3, 5.0)
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """One way to judge structures.
-
-    task: "csp" (a candidate for each target) or "ab-initio" (samples against a distribution). matcher, strict: the
-    two tolerance sets of csp. pair_seconds: time limit of one pair, after which it counts as unmatched. structure: rule
-    of evaluation.validity. samples: how many valid samples the distances are measured on. resamples: of the bootstrap.
-    """
+class Choices:
+    """What every protocol has; abstract. resamples: of the bootstrap. level: of the intervals."""
 
     name: str
-    task: Literal["csp", "ab-initio"]
-    composition: CompositionRule = CompositionRule()
-    structure: Literal["cdvae", "strict"] = "cdvae"
-    matcher: Tolerances = LOOSE
-    strict: Tolerances = DEFAULT
-    pair_seconds: float = 60.0
-    samples: int = 1000
-    resamples: int = 200
-    level: float = 0.95
+    task: str
+    resamples: int = field(default=200, kw_only=True)
+    level: float = field(default=0.95, kw_only=True)
 
     @property
     def hash(self) -> str:
@@ -68,21 +57,68 @@ class Protocol:
 
     def as_dict(self) -> dict[str, Any]:
         """Name, hash and every choice, as plain data."""
-        return {"name": self.name, "hash": self.hash, **{f.name: asdict(self)[f.name] for f in fields(self)[1:]}}
+        content = asdict(self)
+        return {"name": content.pop("name"), "hash": self.hash, **content}
 
 
-PROTOCOLS = {
+@dataclass(frozen=True)
+class Protocol(Choices):
+    """One way to judge crystals.
+
+    task: "csp" (a candidate for each target) or "ab-initio" (samples against a distribution). matcher, strict: the
+    two tolerance sets of csp. pair_seconds: time limit of one pair, after which it counts as unmatched. structure: rule
+    of evaluation.validity. samples: how many valid samples the distances are measured on.
+    """
+
+    task: Literal["csp", "ab-initio"]
+    composition: CompositionRule = CompositionRule()
+    structure: Literal["cdvae", "strict"] = "cdvae"
+    matcher: Tolerances = LOOSE
+    strict: Tolerances = DEFAULT
+    pair_seconds: float = 60.0
+    samples: int = 1000
+
+
+@dataclass(frozen=True)
+class MoleculeProtocol(Choices):
+    """One way to judge molecules.
+
+    bonds: "lookup" in EDM's distance tables, with margins in pm for single, double and triple bonds, or "perceived" by
+    RDKit's rdDetermineBonds for the total charge that the molecule comes with (else 0), within `seconds` and `memory`
+    bytes per molecule. valences: "edm" (sums of orders) or "corrected" (aromatic bonds counted apart, by formal
+    charge). validity: "largest-fragment" or "whole-molecule", see evaluation.molecules.graphs. posebusters, gfn2: how
+    many random samples the slow tiers are measured on, 0 for none.
+    """
+
+    task: Literal["molecules"] = "molecules"
+    bonds: Literal["lookup", "perceived"] = "lookup"
+    margins: tuple[float, float, float] = (10.0, 5.0, 3.0)
+    valences: Literal["edm", "corrected"] = "edm"
+    validity: Literal["largest-fragment", "whole-molecule"] = "largest-fragment"
+    seconds: float = 5.0
+    memory: int = 2 * 1024**3
+    posebusters: int = 0
+    gfn2: int = 0
+
+
+EDM = MoleculeProtocol("edm-qm9")
+STRICT = replace(EDM, name="edm-qm9-strict", bonds="perceived", valences="corrected", validity="whole-molecule")
+
+PROTOCOLS: dict[str, Choices] = {
     p.name: p
     for p in (
         Protocol("diffcsp-csp", "csp"),
         Protocol("cdvae-2022", "ab-initio"),
+        EDM,
+        STRICT,
+        replace(STRICT, name="edm-qm9-physics", posebusters=1000, gfn2=200),
     )
 }
 
 
-def protocol(name: str | Protocol) -> Protocol:
+def protocol(name: str | Choices) -> Choices:
     """The protocol of that name, or the one given; raises ValueError with the known names."""
-    if isinstance(name, Protocol):
+    if isinstance(name, Choices):
         return name
     if name not in PROTOCOLS:
         raise ValueError(f"protocol = '{name}', allowed: {', '.join(PROTOCOLS)}")

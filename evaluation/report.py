@@ -6,12 +6,12 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chem.output import write_together
 from evaluation.intervals import bootstrap, wilson
 from evaluation.protocols import Protocol
 
@@ -59,6 +59,20 @@ def mean(
     (low, high), error = bootstrap(values, resamples=protocol.resamples, level=protocol.level, seed=seed)
     how = f"bootstrap {protocol.level:.0%}, {protocol.resamples} resamples, seed {seed}"
     return Number(name, float(values.mean()), len(values), denominator, None, low, high, how, error, note)
+
+
+def median(name: str, values: NDArray[np.float64], denominator: str, protocol: Protocol, seed: int) -> Number:
+    """A median (n,) with its bootstrap interval; NaN for n = 0."""
+    import numpy as np
+
+    def middle(drawn: NDArray[np.float64]) -> float:
+        return float(np.median(drawn))
+
+    if not len(values):
+        return Number(name, math.nan, 0, denominator)
+    (low, high), error = bootstrap(values, middle, protocol.resamples, protocol.level, seed)
+    how = f"bootstrap {protocol.level:.0%}, {protocol.resamples} resamples, seed {seed}"
+    return Number(name, middle(values), len(values), denominator, None, low, high, how, error)
 
 
 @dataclass(frozen=True)
@@ -114,15 +128,15 @@ class Report:
         Console().print(self.table())
 
     def write(self, out: str | Path) -> None:
-        """report.json and structures.csv into the folder `out`, each whole or not at all; replaces older ones."""
+        """report.json and structures.csv into the folder `out`, both whole or neither; replaces older ones."""
         folder = prepare_folder(out)
         buffer = io.StringIO(newline="")
         names = list(dict.fromkeys(name for row in self.rows for name in row))
         writer = csv.DictWriter(buffer, names)
         writer.writeheader()
         writer.writerows(_plain(row) for row in self.rows)
-        _replace(folder / ROWS_FILE, buffer.getvalue())
-        _replace(folder / REPORT_FILE, json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n")
+        content = json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n"
+        write_together({folder / ROWS_FILE: buffer.getvalue(), folder / REPORT_FILE: content})
 
 
 def prepare_folder(out: str | Path) -> Path:
@@ -133,15 +147,6 @@ def prepare_folder(out: str | Path) -> Path:
     except OSError as error:
         raise ValueError(f"out = '{out}' cannot be used ({error.strerror}); allowed: a folder or a new path") from error
     return folder
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:

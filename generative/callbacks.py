@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,10 @@ class Saver(Checkpoint):
     """
 
     def __init__(self, folder: Path, every: int):
-        self.folder, self.every, self._saved = folder, every, 0
+        self.folder, self.every, self._saved, self._begun = folder, every, 0, False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begun = True
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step % self.every == 0 and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
@@ -103,6 +107,8 @@ class Saver(Checkpoint):
             self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if not self._begun:
+            return  # a checkpoint may be restored in part: saving now would spoil it
         if trainer.world_size > 1 and not isinstance(exception, SIGTERMException):
             return  # the other ranks may not come to the barrier of a save
         loop = trainer.fit_loop.epoch_loop
@@ -142,6 +148,17 @@ def step_of(path: Path) -> int:
 def newest(out: Path) -> Path | None:
     """The checkpoint of the largest step under out/checkpoints, or None."""
     return max((out / "checkpoints").glob("step=*.ckpt"), key=step_of, default=None)
+
+
+def check(path: Path) -> None:
+    """Raises ValueError for a checkpoint that is cut off or holds a changed byte, which torch would take as it is."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            bad = file.testzip()
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
+        bad = str(error) or type(error).__name__
+    if bad is not None:
+        raise ValueError(f"checkpoint {path} is damaged ({bad}); without it the run begins again")
 
 
 class ExportBest(Callback):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from chem.ragged import RaggedBatch
 from generative.noise import Random, uniform
 from generative.process import Fixed, Process
+from generative.times import Times
 
 
 class Network(nn.Module, ABC):
@@ -45,28 +45,6 @@ class Generator(nn.Module, ABC):
     @abstractmethod
     def sample(self, template: Any, steps: int | None = None, generator: Random = None) -> Any:
         """A batch of samples for a template that carries what is given."""
-
-
-@dataclass(frozen=True)
-class Times:
-    """The times a process is trained at: all of [0, 1), or 0, 1/T, ..., 1 - 1/T where resolution = T."""
-
-    resolution: int | None = None
-
-    def draw(self, u: Tensor) -> Tensor:
-        """Times from numbers u (B,) uniform in [0, 1)."""
-        return u if self.resolution is None else (u * self.resolution).floor() / self.resolution
-
-    def grid(self, steps: int) -> Tensor:
-        """steps + 1 increasing times from 0 to 1, float64 on the CPU; a sub-grid where the resolution is finite.
-
-        Raises ValueError for fewer than one step or more steps than the resolution.
-        """
-        if steps < 1 or (self.resolution is not None and steps > self.resolution):
-            allowed = f"1..{self.resolution}" if self.resolution else ">= 1"
-            raise ValueError(f"steps = {steps}, allowed: {allowed}")
-        grid = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-        return grid if self.resolution is None else (grid * self.resolution).round() / self.resolution
 
 
 def identity(batch: Any) -> Any:
@@ -120,11 +98,14 @@ class Denoiser(Generator):
         """Where the state lives; follows `.to()`."""
         return self._like.device
 
-    def network_calls(self, steps: int | None = None, correct: bool = True) -> int:
-        """Network calls of one sampling run: one a step, two where a corrector runs, one more for a readout."""
+    def network_calls(self, steps: int | None = None, correct: bool = True, order: int = 1) -> int:
+        """Network calls of one sampling run of `trajectory`: one a step, one more a step where a corrector runs, one
+        more for each step but the last where a second-order method has something to do, one more for a readout."""
         processes = self.noisy.values()
-        per_step = 1 + (correct and any(p.corrects for p in processes))
-        return per_step * (self.steps if steps is None else steps) + any(p.reads_prediction for p in processes)
+        second = order == 2 and any(p.deterministic for p in processes)
+        per_step = 1 + (correct and any(p.corrects for p in processes)) + second
+        readout = any(p.reads_prediction for p in processes)
+        return per_step * (self.steps if steps is None else steps) - second + readout
 
     def losses(self, batch: RaggedBatch, t: Tensor, generator: Random = None) -> dict[str, Tensor]:
         """Loss of each row of each noisy field, (R,), at times t (B,); unweighted."""
@@ -141,13 +122,15 @@ class Denoiser(Generator):
         parts["total"] = torch.stack([self.weights[f] * value for f, value in parts.items()]).sum()
         return parts
 
-    def _start(self, template: RaggedBatch, generator: Random) -> tuple[RaggedBatch, dict[str, Tensor]]:
-        """State at t = 0, and the clean values of the fields that have given rows."""
+    def _start(
+        self, template: RaggedBatch, generator: Random, t: Tensor | None
+    ) -> tuple[RaggedBatch, dict[str, Tensor]]:
+        """State at t = 0, or the template noised to t (B,), and the clean values of the fields that have given rows."""
         template = self.encode(template.to(self.dtype))
         start, clean = {}, {}
         for field, process in self.processes.items():
             given, value = template.fields.get(f"{field}_given"), template.fields.get(field)
-            if value is None and (given is not None or isinstance(process, Fixed)):
+            if value is None and (given is not None or t is not None or isinstance(process, Fixed)):
                 raise ValueError(f"the template must carry field '{field}', which this model does not generate")
             rows = template.rows(field)
             if value is None:
@@ -156,7 +139,10 @@ class Denoiser(Generator):
                 continue
             if given is not None:
                 clean[field] = value
-            start[field] = process.prior(value, rows, generator)
+            if t is None:
+                start[field] = process.prior(value, rows, generator)
+            else:
+                start[field] = process.corrupt(value, t, rows, generator)[0]
         state = template.replace(**start)
         return state.replace(**{f: self._clamp(f, x, state, clean) for f, x in start.items()}), clean
 
@@ -168,47 +154,86 @@ class Denoiser(Generator):
         return torch.where(given, clean[field].to(x.dtype), x)
 
     def _predict(self, state: RaggedBatch, t: Tensor, clean: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The network's predictions, replaced by the oracle's in given rows."""
+        """The network's predictions, replaced by the oracle's in given rows whose state is not the datum itself."""
         prediction = dict(self.network(state, t))
         for field, known in clean.items():
+            if self.processes[field].clamps:  # its rows will be put back, and a flow reads its frame off them
+                continue
             truth = self.processes[field].oracle(known, state[field], t, state.rows(field))
             given = state[f"{field}_given"].reshape(-1, *[1] * (truth.dim() - 1))
             prediction[field] = torch.where(given, truth, prediction[field])
         return prediction
 
+    def _moved(
+        self,
+        stage: Mapping[str, Process],
+        state: RaggedBatch,
+        prediction: Mapping[str, Tensor],
+        t: Tensor,
+        s: Tensor | None,
+        clean: Mapping[str, Tensor],
+        generator: Random,
+    ) -> dict[str, Tensor]:
+        """The fields of `stage` after a step from t to s, or, without s, after a corrector at t."""
+        moved = {}
+        for f, p in stage.items():
+            args, rows = (state[f], prediction[f], t), state.rows(f)
+            x = p.correct(*args, rows, generator) if s is None else p.step(*args, s, rows, generator)
+            moved[f] = self._clamp(f, x, state, clean)
+        return moved
+
     @torch.no_grad()
     def trajectory(
-        self, template: RaggedBatch, steps: int | None = None, generator: Random = None, correct: bool = True
+        self,
+        template: RaggedBatch,
+        steps: int | None = None,
+        generator: Random = None,
+        correct: bool = True,
+        start: float | None = None,
+        order: int = 1,
     ) -> Iterator[RaggedBatch]:
         """The steps + 1 states from t = 0 to the readout at t = 1; the caller keeps what it wants.
 
-        template: num_atoms and the given fields. correct: run the correctors of the processes that have one.
+        template: num_atoms and the given fields. correct: run the correctors of the processes that have one. start:
+        a time; then the template carries every field, is noised to that time, and takes the steps that are left.
+        order: 2 is Heun's method for deterministic processes: the step is made with the mean of the predictions at
+        both of its ends. The last step has one, since no network is trained at t = 1. Others take first-order steps.
         """
-        grid = self.times.grid(self.steps if steps is None else steps).to(self.device, self.dtype)
+        if order not in (1, 2):
+            raise ValueError(f"order = {order}, allowed: 1, 2")
+        grid = self.times.grid(self.steps if steps is None else steps, start or 0.0).to(self.device, self.dtype)
         grid = grid.unsqueeze(1).expand(-1, template.num_structures)
-        state, clean = self._start(template, generator)
+        state, clean = self._start(template, generator, None if start is None else grid[0])
         noisy = self.noisy
         correctors = {f: p for f, p in noisy.items() if correct and p.corrects}
         self.network.prepare(state)
-        for t, s in zip(grid[:-1], grid[1:], strict=True):
+        averaged = {f: p for f, p in noisy.items() if order == 2 and p.deterministic}
+        for i, (t, s) in enumerate(zip(grid[:-1], grid[1:], strict=True), 1):
             yield state
-            for stage in (correctors, noisy) if correctors else (noisy,):
+            if correctors:
                 prediction = self._predict(state, t, clean)
-                moved = {}
-                for f, p in stage.items():
-                    args = (state[f], prediction[f], t)
-                    rows = state.rows(f)
-                    x = p.correct(*args, rows, generator) if stage is correctors else p.step(*args, s, rows, generator)
-                    moved[f] = self._clamp(f, x, state, clean)
-                state = state.replace(**moved)
+                state = state.replace(**self._moved(correctors, state, prediction, t, None, clean, generator))
+            prediction = self._predict(state, t, clean)
+            ahead = state.replace(**self._moved(noisy, state, prediction, t, s, clean, generator))
+            if averaged and i < len(grid) - 1:
+                later = self._predict(ahead, s, clean)
+                mean = {f: (prediction[f] + later[f]) / 2 for f in averaged}
+                ahead = ahead.replace(**self._moved(averaged, state, mean, t, s, clean, generator))
+            state = ahead
         last = self._predict(state, grid[-1], clean) if any(p.reads_prediction for p in noisy.values()) else {}
-        yield state.replace(**{f: p.readout(state[f], last.get(f), state.rows(f)) for f, p in noisy.items()})
+        final = {f: p.readout(state[f], last.get(f), state.rows(f)) for f, p in noisy.items()}
+        yield state.replace(**{f: self._clamp(f, x, state, clean) for f, x in final.items()})
 
     @torch.no_grad()
     def sample(
-        self, template: RaggedBatch, steps: int | None = None, generator: Random = None, correct: bool = True
+        self,
+        template: RaggedBatch,
+        steps: int | None = None,
+        generator: Random = None,
+        correct: bool = True,
+        order: int = 1,
     ) -> RaggedBatch:
         """The last state of `trajectory`, decoded."""
-        for state in self.trajectory(template, steps, generator, correct):  # noqa: B007
+        for state in self.trajectory(template, steps, generator, correct, order=order):  # noqa: B007
             pass
         return self.decode(state)

@@ -22,12 +22,14 @@ class Process(nn.Module, ABC):
 
     shape: trailing shape of a row. clamps: rows given when sampling hold the data in the state itself; False where
     the state is not a noisy datum (the beliefs of a Bayesian flow), then only their predictions are given.
-    reads_prediction: `readout` wants one more network call at t = 1.
+    reads_prediction: `readout` wants one more network call at t = 1. deterministic: `step` draws nothing and moves
+    along the prediction, so that a second-order method may average predictions.
     """
 
     clamps: bool = True
     corrects: bool = False
     reads_prediction: bool = False
+    deterministic: bool = False
 
     def __init__(self, shape: Sequence[int]):
         super().__init__()

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from chem.ragged import RaggedBatch
 from generative.backbone.gemm import forced, use_onednn
 from generative.batches import Loaders
-from generative.callbacks import AtomicIO, Ema, ExportBest, Saver, newest, strip
+from generative.callbacks import AtomicIO, Ema, ExportBest, Saver, check, newest, strip
 from generative.generator import Denoiser
+from generative.interrupts import interruptible
 from generative.loggers import loggers_for, quiet
 from generative.noise import Share, mix
 from generative.settings import TrainSettings
@@ -134,7 +134,8 @@ def fit(
 
     Continues from the newest checkpoint under out/checkpoints, bit for bit in fp32 on the CPU at a fixed number of
     threads. `write` receives the averaged weights at each new best validation. The global random state is untouched.
-    Raises NonFiniteLoss naming the structures of the batch; SystemExit(75) after SIGTERM, with a checkpoint written.
+    Raises NonFiniteLoss naming the structures of the batch and ValueError for a damaged checkpoint; after SIGTERM
+    SystemExit(75) and after Ctrl-C KeyboardInterrupt, with a checkpoint written.
     """
     loaders = Loaders(train, val, settings.batch_size, seed)
     steps = settings.epochs * (len(train) // settings.batch_size)
@@ -146,6 +147,8 @@ def fit(
     if trainer_options.setdefault("enable_progress_bar", sys.stdout.isatty()):
         callbacks.append(RichProgressBar())
     last = newest(out)
+    if last is not None:
+        check(last)
     # which library multiplies is measured, and the answer may change from start to start, and with it the last digits
     onednn = torch.load(last, weights_only=True, mmap=True).get("onednn") if last else None
     with quiet(), torch.random.fork_rng(), forced(use_onednn(torch.zeros(1)) if onednn is None else onednn):
@@ -162,10 +165,8 @@ def fit(
             enable_model_summary=False,
             **trainer_options,
         )
-        try:
+        with interruptible(out):
             trainer.fit(module, datamodule=loaders, ckpt_path=last, weights_only=True)
-        except SIGTERMException:
-            raise SystemExit(75) from None
     # Lightning leaves the raw weights where there was nothing left to train
     denoiser.load_state_dict(strip(ema.averaged()) or denoiser.state_dict())
     return trainer

@@ -21,7 +21,7 @@ def test_python_blocks(tmp_path, monkeypatch, capsys):
     blocks = [code for language, code in BLOCKS if language == "python"]
     for code in blocks:
         exec(compile(code, "README.md", "exec"), space)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     assert len(list((tmp_path / "srtio3" / "cif").glob("*.cif"))) == 2
     assert "diffcsp-mp20-csp" in capsys.readouterr().out
 

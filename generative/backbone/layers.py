@@ -61,8 +61,12 @@ def gram(batch: CrystalBatch) -> Tensor:
     return batch["lattice"] @ batch["lattice"].transpose(1, 2)
 
 
-def direction(metric: Tensor, delta: Tensor) -> Tensor:
-    """Unit vectors of G delta; metric (..., 3, 3), delta (..., 3); zero where delta is (FlowMM's edge feature)."""
+def direction(metric: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Unit vectors of G d, d the shortest way between points (..., 3); metric (..., 3, 3) (FlowMM's edge feature).
+
+    Components of d of exactly half a cell, which lead both ways, count as zero, so that d is odd. Zero where d is.
+    """
+    delta = (torus_log(start, end) - torus_log(end, start)) / 2
     v = (metric @ delta.unsqueeze(-1)).squeeze(-1)
     return v / (v.square().sum(-1, keepdim=True) + TINY).sqrt()
 
@@ -78,8 +82,8 @@ def plain_layers(net: LayerStack, batch: CrystalBatch, h: Tensor, structure: Ten
     angle = 2 * math.pi * (delta.unsqueeze(-1) * torch.arange(net.frequencies, device=h.device)).flatten(1)
     features = [structure[owner], angle.sin(), angle.cos()]
     if net.directions:
-        way = torus_log(batch["frac_coords"][receiver], batch["frac_coords"][sender])
-        features.append(direction(gram(batch)[owner], way))
+        frac = batch["frac_coords"]
+        features.append(direction(gram(batch)[owner], frac[receiver], frac[sender]))
     edges = torch.cat(features, 1)
     count = (batch["num_atoms"] - int(not net.self_pairs)).clamp(min=1)[batch["batch"]].unsqueeze(1)
     for layer in net.layers:

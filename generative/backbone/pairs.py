@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chem.periodic import torus_log
 from generative.backbone.gemm import linear
 from generative.backbone.layers import PairLayer, direction
 from generative.backbone.plan import Chunk, Plan
@@ -45,7 +44,7 @@ def pair_features(
         odd, even = sin_j * cos_i - cos_j * sin_i, cos_j * cos_i + sin_j * sin_i
         if metric is not None:
             g = metric[c.structures].view(c.count, *[1] * (odd.dim() - 2), 3, 3)
-            odd = torch.cat([odd, direction(g, torus_log(f_i, f_j))], -1)
+            odd = torch.cat([odd, direction(g, f_i, f_j)], -1)
         parts = [odd, even] if unordered else [torch.cat([odd, even], -1)]
         out.append(Pairs(*(x.to(dtype).flatten(0, -2) for x in parts)))
     return out

@@ -9,6 +9,7 @@ steps near the data unchanged and keeps coarse grids finite; elements that the t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from chem.crystals import CrystalBatch
 from chem.statistics import Statistics
 from generative.backbone.cspnet import ELEMENTS, CSPNet, SinusoidalSteps
+from generative.decoding import carry_given, choose_elements, element_mask
 from generative.generator import Denoiser, Times
 from generative.process import Fixed, Process
 from generative.processes.gaussian import VariancePreserving
@@ -61,23 +63,16 @@ def encode(batch: CrystalBatch) -> CrystalBatch:
     if "atomic_numbers" not in batch.fields:
         return batch
     types = F.one_hot(batch["atomic_numbers"] - 1, ELEMENTS)
-    return batch.replace(types=types.to(batch.fields.get("frac_coords", torch.zeros(())).dtype))
+    batch = batch.replace(types=types.to(batch.fields.get("frac_coords", torch.zeros(())).dtype))
+    return carry_given(batch, "atomic_numbers", "types")
 
 
-def decoder(statistics: Statistics):
-    """A function that reads elements off `types`: the largest entry among the elements of the training set.
-
-    A field `allowed_elements` (B, 100) bool of the batch narrows the choice for each structure.
-    """
-    seen = torch.zeros(ELEMENTS, dtype=torch.bool)
-    seen[torch.tensor(sorted(statistics.elements)) - 1] = True
+def decoder(statistics: Statistics) -> Callable[[CrystalBatch], CrystalBatch]:
+    """A function that reads elements off `types`: the largest entry that `choose_elements` admits."""
+    seen = element_mask(statistics)
 
     def decode(batch: CrystalBatch) -> CrystalBatch:
-        allowed = seen.to(batch["types"].device).expand(batch.num_structures, -1)
-        if "allowed_elements" in batch.fields:
-            allowed = allowed & batch["allowed_elements"]
-        scores = batch["types"].masked_fill(~allowed[batch["batch"]], -math.inf)
-        return batch.replace(atomic_numbers=scores.argmax(1) + 1).without("types")
+        return batch.replace(atomic_numbers=choose_elements(batch["types"], batch, seen)).without("types")
 
     return decode
 

@@ -35,7 +35,7 @@ class Toy(nn.Module):
 
 @pytest.fixture(autouse=True)
 def toy_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = builders.Kind(ToyConfig, lambda config, statistics: Toy(config))
+    made = builders.Kind(ToyConfig, lambda config, statistics: Toy(config), lambda state, model: state)
     monkeypatch.setitem(builders.BUILDERS, "toy", lambda: made)
 
 
@@ -137,7 +137,7 @@ def test_unknown_and_missing_keys_are_named(folder: Path) -> None:
     for changes, words in (
         ({"optimizer": 1}, ("optimizer", "known: format, kind, config, statistics, training")),
         ({"config": {"hiden": 4}}, ("hiden", "known: hidden, scales")),
-        ({"kind": "tyo"}, ("tyo", "diffcsp, toy")),
+        ({"kind": "tyo"}, ("tyo", "known: diffcsp, ", "toy")),
         ({"format": 2}, ("format 2", "reads format 1")),
         ({"statistics": {"n": 1}}, ("statistics", "num_atoms")),
     ):

@@ -364,9 +364,11 @@ class Waiting(TorchDispatchMode):
         return "a copy between devices" if len(devices) > 1 else ""
 
 
-def no_waiting(model: Denoiser, template: CrystalBatch, steps: int, generator: UnitStreams) -> CrystalBatch:
+def no_waiting(
+    model: Denoiser, template: CrystalBatch, steps: int, generator: UnitStreams, order: int = 1
+) -> CrystalBatch:
     """The last state of a trajectory, with `Waiting` on after the first."""
-    states = model.trajectory(template, steps, generator)
+    states = model.trajectory(template, steps, generator, order=order)
     next(states)
     with Waiting():
         for state in states:  # noqa: B007

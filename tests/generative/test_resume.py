@@ -85,6 +85,8 @@ def test_terminated(undisturbed: dict, tmp_path: Path, variant: str, fault: tupl
     [
         ("cosine", ("step", 4, "error"), 4),
         ("cosine", ("step", 7, "interrupt"), 7),
+        ("cosine", ("step", 7, "SIGINT"), 8),  # a real Ctrl-C waits for the end of the step
+        ("plateau", ("val", 6, "SIGINT"), 6),
         ("plateau", ("val", 6, "error"), 6),
         ("plateau", ("late", 6, "interrupt"), 6),
     ],
