@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ from checkpoints.manifest import (
 )
 from chem.output import write_together
 
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -45,6 +48,20 @@ class LoadedModel:
     statistics: Any
     sha256: str
     training: dict[str, Any]
+
+    def log_prob(self, structures: Sequence[Structure], **options: Any) -> Tensor:
+        """log density (B,) in nats of pymatgen structures, given their composition where the model wants one.
+
+        In their Niggli cells, as the model was trained. The measure, the options and what they raise are those of
+        `generative.likelihood.log_prob`: only models all of whose noise is a flow have a density.
+        """
+        from chem.convert import batch_from_arrays
+        from chem.row_parsing import reduced_arrays
+        from generative.likelihood import log_prob
+
+        model: Any = self.model
+        batch = batch_from_arrays(*zip(*map(reduced_arrays, structures), strict=True))
+        return log_prob(model, batch.to(model.device), **options).cpu()
 
 
 def load(
