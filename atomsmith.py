@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from evaluation.report import Report
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "load", "models", "prepare", "sample", "train"]
+__all__ = ["evaluate", "load", "models", "prepare", "rank", "sample", "train"]
 
 
 def models() -> dict[str, CheckpointInfo]:
@@ -175,7 +175,7 @@ def train(
 ) -> Path:
     """Train a model and return the folder of its best checkpoint, ready for `load` and `sample`.
 
-    model: diffcsp-csp, diffcsp-ab-initio, flowmm-csp or flowmm-ab-initio. data: mp20, perov5, carbon24, mpts52,
+    model: diffcsp, flowmm or crysbfn, with -csp or -ab-initio behind it. data: mp20, perov5, carbon24, mpts52,
     prototypes, or a folder made by `prepare`; files are looked for under `root` (default: ATOMSMITH_DATA). out: run
     folder with checkpoints, curves and weights; resume=True continues a run that stopped, bit for bit on the CPU in
     fp32. init: fine-tune a checkpoint by name or path, of either task (its size and statistics are kept; restat takes
@@ -221,6 +221,54 @@ def evaluate(
     from evaluation.evaluate import evaluate as judge
 
     return judge(structures_or_files, reference, protocol, out, seed, k=k, processes=processes, root=root)
+
+
+def rank(
+    structures_or_files: Any,
+    by: Literal["cluster", "likelihood"] | Callable[[Sequence[Structure]], Sequence[float]] = "cluster",
+    model: str | Path | LoadedModel | None = None,
+    *,
+    processes: int | None = None,
+    device: str = "auto",
+) -> list[Structure]:
+    """Candidates for one formula, best first: copies with `rank`, `score` and `rank_by` among their properties.
+
+    structures_or_files: pymatgen structures, files or folders. by: "cluster", the candidate that most others match;
+    "likelihood", under the flow `model`, of cells of one size; or a callable that takes the list of structures and
+    returns one number each, the higher the better. What has no score comes last with the reason in `not_ranked`.
+    processes: of the matcher, by default all cores.
+
+    Raises ValueError naming the argument, its value and what is allowed.
+    """
+    from evaluation.ranking import best_first
+
+    if not (callable(by) or by in ("cluster", "likelihood")):
+        raise ValueError(f"by = '{by}', allowed: cluster, likelihood, or a callable of the list of structures")
+    if (model is None) == (by == "likelihood"):
+        named = "None" if model is None else f"'{model}'"
+        raise ValueError(f"model = {named}, allowed with by = '{by}': {'a flow' if model is None else 'None'}")
+    if by == "likelihood" and model is not None:
+        scorer = _likelihood(load(model, device) if isinstance(model, (str, Path)) else model)
+        return best_first(structures_or_files, scorer, processes=processes, name="likelihood")
+    name = getattr(by, "__name__", type(by).__name__) if callable(by) else by
+    return best_first(structures_or_files, by, processes=processes, name=name)  # type: ignore[arg-type]
+
+
+def _likelihood(loaded: LoadedModel) -> Callable[[Sequence[Structure]], list[float]]:
+    """What scores candidates of one composition and cell size by their density."""
+    from generative.scoring import log_likelihoods
+
+    denoiser: Any = loaded.model
+
+    def score(structures: Sequence[Structure]) -> list[float]:
+        if len(sizes := sorted({len(structure) for structure in structures})) > 1:
+            raise ValueError(f"by = 'likelihood' compares cells of one size, got {sizes[0]} and {sizes[-1]} atoms")
+        try:
+            return log_likelihoods(denoiser, structures)
+        except ValueError as error:
+            raise ValueError(f"model = '{loaded.name}' has no likelihood: {error}") from error
+
+    return score
 
 
 def prepare(
@@ -293,7 +341,7 @@ def _sample(
 
 @app.command("train", help="Train a model on a data set.")
 def _train(
-    model: Annotated[str, typer.Argument(help="diffcsp-csp, diffcsp-ab-initio, flowmm-csp or flowmm-ab-initio")],
+    model: Annotated[str, typer.Argument(help="diffcsp, flowmm or crysbfn, with -csp or -ab-initio")],
     data: Annotated[str, typer.Argument(help="mp20, perov5, carbon24, mpts52, prototypes, or a prepared folder")],
     out: Annotated[Path, option(help="run folder")],
     preset: Annotated[str, option(help="small or paper")] = "small",
@@ -343,6 +391,30 @@ def _evaluate(
 ) -> None:
     given = files if len(files) > 1 else files[0]
     evaluate(given, reference, protocol, out, seed, k=k, processes=processes, root=root).show()
+
+
+@app.command("rank", help="Rank candidates for one formula, best first.")
+def _rank(
+    files: Annotated[list[str], typer.Argument(help="files or folders")],
+    by: Annotated[str, option(help="cluster or likelihood")] = "cluster",
+    model: Annotated[str | None, option(help="with likelihood: name or folder of a flow")] = None,
+    out: Annotated[Path | None, option(help="file for them in this order, e.g. ranked.extxyz")] = None,
+    processes: Annotated[int | None, option(help="of the matcher (default: all cores)")] = None,
+    device: Annotated[str, option(help="auto, cpu, cuda, mps")] = "auto",
+) -> None:
+    from chem.io import format_of, write
+
+    if out is not None:
+        format_of(out)
+        if out.exists():
+            raise ValueError(f"out = '{out}' exists, allowed: a new file")
+    ranked = rank(files, by, model, processes=processes, device=device)  # type: ignore[arg-type]
+    if out is not None:
+        write([s for s in ranked if "score" in s.properties], out)
+    for structure in ranked:
+        said = structure.properties
+        score = f"{said['score']:.4f}" if "score" in said else f"not ranked: {said['not_ranked']}"
+        typer.echo(f"{said['rank']}\t{said.get('id', '')}\t{structure.formula}\t{score}")
 
 
 def _integer(text: str, name: str) -> int:

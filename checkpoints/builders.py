@@ -32,8 +32,14 @@ def _flowmm() -> Kind:
     return Kind(FlowMMConfig, build, transfer)
 
 
+def _crysbfn() -> Kind:
+    from generative.models.crysbfn import CrysBFNConfig, build, transfer
+
+    return Kind(CrysBFNConfig, build, transfer)
+
+
 # Each entry imports its model only when asked, so that listing checkpoints needs no network code.
-BUILDERS: dict[str, Callable[[], Kind]] = {"diffcsp": _diffcsp, "flowmm": _flowmm}
+BUILDERS: dict[str, Callable[[], Kind]] = {"diffcsp": _diffcsp, "flowmm": _flowmm, "crysbfn": _crysbfn}
 
 
 def kind(name: str) -> Kind:

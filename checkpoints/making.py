@@ -15,6 +15,7 @@ from chem import datasets
 from chem.crystals import CrystalBatch
 from chem.output import PART, usable_folder, write_atomically
 from chem.statistics import Statistics, new_elements
+from generative.models.crysbfn import CrysBFNConfig
 from generative.models.diffcsp import DiffCSPConfig
 from generative.models.flowmm import FlowMMConfig
 from generative.training import TrainSettings, fit, newest
@@ -49,11 +50,22 @@ def _flowmm(task: str) -> dict[str, Recipe]:
     }
 
 
+def _crysbfn(task: str) -> dict[str, Recipe]:
+    small = CrysBFNConfig(task=task, hidden=256, layers=4, frequencies=32)  # type: ignore[arg-type]
+    paper = CrysBFNConfig(task=task)  # type: ignore[arg-type]
+    return {
+        "small": Recipe("crysbfn", small, TrainSettings(epochs=115, batch_size=64, precision="bf16", save_every=206)),
+        "paper": Recipe("crysbfn", paper, TrainSettings(ema=0.995, schedule="plateau", warmup=0)),
+    }
+
+
 RECIPES: dict[str, dict[str, Recipe]] = {
     "diffcsp-csp": _diffcsp("csp"),
     "diffcsp-ab-initio": _diffcsp("ab-initio"),
     "flowmm-csp": _flowmm("csp"),
     "flowmm-ab-initio": _flowmm("ab-initio"),
+    "crysbfn-csp": _crysbfn("csp"),
+    "crysbfn-ab-initio": _crysbfn("ab-initio"),
 }
 
 

@@ -70,8 +70,7 @@ def _in_processes(
 ) -> Iterator[Any]:
     from pebble import ProcessPool
 
-    context = _Context()
-    pool = ProcessPool(max_workers=processes, initializer=_ready, initargs=(start,), context=context)
+    pool = ProcessPool(max_workers=processes, initializer=_ready, initargs=(start,), context=_Context())
     waiting: deque = deque()
     done = False
     try:
@@ -85,11 +84,7 @@ def _in_processes(
     finally:
         # an interrupt or an abandoned iterator must not wait for what is queued
         pool.close() if done else pool.stop()
-        if not done:
-            context.kill()
         pool.join()
-        if not done:
-            context.kill()
 
 
 def _result(future: Any, seconds: float) -> Any:
@@ -131,31 +126,23 @@ class _Process(SpawnProcess):
         main = sys.modules["__main__"]
         sys.modules["__main__"] = ModuleType("__main__")
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
+        started = None
         try:
-            return SpawnProcess._Popen(process_obj)  # type: ignore[attr-defined]
+            started = SpawnProcess._Popen(process_obj)  # type: ignore[attr-defined]
         finally:
-            if mask is not None:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             sys.modules["__main__"] = main
+            try:
+                if mask is not None:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            except KeyboardInterrupt:  # it waited until here; nobody else knows the process
+                if started is not None:
+                    started.kill()
+                raise
+        return started
 
 
 class _Context(SpawnContext):
-    """Starts the processes of one pool, and knows them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.started: list[_Process] = []
-
-    def Process(self, *args: Any, **options: Any) -> _Process:  # type: ignore[override]
-        process = _Process(*args, **options)
-        self.started.append(process)
-        return process
-
-    def kill(self) -> None:
-        """End what the pool has missed: a process that was just starting would die with a traceback later."""
-        for process in self.started:
-            if process.pid is not None and process.is_alive():
-                process.kill()
+    Process = _Process  # type: ignore[assignment]
 
     def get_context(self, method: str | None = None) -> Any:
         return self if method in (None, "spawn") else multiprocessing.get_context(method)

@@ -147,8 +147,12 @@ class Denoiser(Generator):
         return state.replace(**{f: self._clamp(f, x, state, clean) for f, x in start.items()}), clean
 
     def _clamp(self, field: str, x: Tensor, state: RaggedBatch, clean: Mapping[str, Tensor]) -> Tensor:
-        """Put the known values back into the given rows."""
-        if field not in clean or not self.processes[field].clamps:
+        """Put the known values back into the given rows of a state that is a noisy datum."""
+        return self._restore(field, x, state, clean) if self.processes[field].clamps else x
+
+    def _restore(self, field: str, x: Tensor, state: RaggedBatch, clean: Mapping[str, Tensor]) -> Tensor:
+        """Put the known values into the given rows."""
+        if field not in clean:
             return x
         given = state[f"{field}_given"].reshape(-1, *[1] * (x.dim() - 1))
         return torch.where(given, clean[field].to(x.dtype), x)
@@ -222,7 +226,7 @@ class Denoiser(Generator):
             state = ahead
         last = self._predict(state, grid[-1], clean) if any(p.reads_prediction for p in noisy.values()) else {}
         final = {f: p.readout(state[f], last.get(f), state.rows(f)) for f, p in noisy.items()}
-        yield state.replace(**{f: self._clamp(f, x, state, clean) for f, x in final.items()})
+        yield state.replace(**{f: self._restore(f, x, state, clean) for f, x in final.items()})
 
     @torch.no_grad()
     def sample(
