@@ -125,7 +125,7 @@ class Calls:
     def write(self) -> Path:
         """Measure the part that was asked for and write it."""
         o = self.options
-        words = [f"--{name.replace('_', '-')} {value}" for name, value in self._asked()]
+        words = [f"--{name.replace('_', '-')} {value}".strip() for name, value in self._asked()]
         command = " ".join(["python -m benchmarks.calls", *o.names, *words, *["--bf16"] * o.bf16])
         rules = protocol(CSP)
         head = (
@@ -135,7 +135,10 @@ class Calls:
         weights = [f"{m.name} `{'`, `'.join(loaded.sha256[:12] for loaded in m.seeds)}`" for m in self.models]
         head += "; ".join(weights) + "."
         if o.rank:
-            text = Choosing(o, self.data, self.base, self.results).section(self.models, head)
+            single = [
+                (f"{m.name} {i}" if len(m.seeds) > 1 else m.name, x) for m in self.models for i, x in enumerate(m.seeds)
+            ]
+            text = Choosing(o, self.data, self.base, self.results).section(single, head)
             return quality.write(o.docs, o.out, "rank", text)
         series = [one for model in self.models for one in self._series(model) if one.points]
         if not series:

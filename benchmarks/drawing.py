@@ -49,7 +49,7 @@ class Sampler:
     def label(self) -> str:
         """For the name of a folder."""
         switches = "-no-corrector" * (not self.corrector) + f"-order{self.order}" * (self.order != 1)
-        switches += f"-gain{self.gain:g}" * (self.gain is not None)
+        switches += "" if self.gain is None else f"-gain{self.gain:g}"
         return f"{self.steps}steps-{self.products}{switches}-seed{self.seed}"
 
 

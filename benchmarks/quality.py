@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.curves import VARIANTS, Estimate, Point, Series, difference, enough, fewest, pairs
 from chem.output import write_together
@@ -25,8 +25,9 @@ Nothing here was measured on a test split."""
 LEGEND = """\
 One candidate for each of the first validation crystals, the same for all. `legacy` counts valid pairs only (without \
 the fingerprint clause of the original), `all` every match, `strict` those within the strict tolerances; RMSE is over \
-the matched of `all`, in units of (V/N)^(1/3). Intervals of 95 %: of rates Wilson's, of RMSE, and of models with several \
-seeds, by bootstrap of the targets. Differences are paired: both models on the same targets, which are drawn anew."""
+the matched of `all`, in units of (V/N)^(1/3). Intervals of 95 %: of rates Wilson's, of RMSE, and of models with \
+several seeds, by bootstrap of the targets. Differences are paired: both models on the same targets, which are drawn \
+anew."""
 PARTS = ("calls", "slopes", "rank")
 
 
@@ -119,9 +120,18 @@ def plot_calls(series: Sequence[Series], variant: str, ax: Axes) -> Axes:
         found = [p.rate(variant) for p in one.points]
         middle = [100 * value for value, _ in found]
         low, high = ([100 * abs(value - ends[side]) for value, ends in found] for side in (0, 1))
-        style = {"color": COLOURS[i % len(COLOURS)], "marker": "osv^Dx"[i % 6], "ms": 4, "lw": 1.3, "capsize": 2}
+        style: dict[str, Any] = {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": "osv^Dx"[i % 6],
+            "ms": 4,
+            "lw": 1.3,
+            "capsize": 2,
+        }
         ax.errorbar(calls, middle, yerr=[low, high], label=one.title, **style)
-    ax.set(xscale="log", xlabel="network calls", ylabel=f"match rate, k = 1, `{TITLES[variant]}` / %")
+    ax.set(xscale="log", xlabel="network calls", ylabel=f"match rate, k = 1, {TITLES[variant]} / %")
+    asked = sorted({p.calls for one in series for p in one.points})
+    ax.set_xticks(asked, [str(c) for c in asked], minor=False)
+    ax.set_xticks([], minor=True)
     ax.grid(alpha=0.3)
     return ax
 

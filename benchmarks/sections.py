@@ -31,7 +31,7 @@ RESULTS = "results.jsonl"
 def task_of(loaded: LoadedModel) -> str | None:
     """ "csp" for a model of structure prediction, "ab-initio" for one of whole crystals, None for anything else."""
     model = loaded.model
-    if not isinstance(model, Denoiser) or "lattice" not in model.processes:
+    if not isinstance(model, Denoiser) or {"lattice", "cell"}.isdisjoint(model.processes):
         return None
     fixed = "atomic_numbers" in model.processes and isinstance(model.processes["atomic_numbers"], Fixed)
     return "csp" if fixed else "ab-initio"
