@@ -20,6 +20,7 @@ from chem.crystals import CrystalBatch
 from generative.backbone.cspnet import CSPNet, SinusoidalSteps
 from generative.backbone.fast import plan_of
 from generative.backbone.gemm import linear
+from generative.generator import Network
 
 Row = tuple[str, str, str]
 HIDDEN, LAYERS, FREQUENCIES = 512, 6, 128
@@ -34,7 +35,7 @@ def network() -> CSPNet:
 
 
 @contextmanager
-def products(net: CSPNet, dtype: torch.dtype | None) -> Iterator[None]:
+def products(net: Network, dtype: torch.dtype | None) -> Iterator[None]:
     """The network with its products in another dtype."""
     before, net.products = net.products, dtype
     try:

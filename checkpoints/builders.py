@@ -10,9 +10,9 @@ from checkpoints.manifest import refuse_unknown
 
 
 class Kind(NamedTuple):
-    """A frozen dataclass of settings with a `task`, and `build(config, statistics) -> torch.nn.Module`.
+    """A frozen dataclass of settings, and `build(config, statistics) -> torch.nn.Module`.
 
-    transfer: `(state, model) -> state` fits the weights of one task to a model of another.
+    transfer: `(state, model) -> state` fits the weights of one task to a model of another (the config's `task`).
     """
 
     config: type
@@ -38,8 +38,19 @@ def _crysbfn() -> Kind:
     return Kind(CrysBFNConfig, build, transfer)
 
 
+def _geobfn() -> Kind:
+    from generative.models.geobfn import GeoBFNConfig, build
+
+    return Kind(GeoBFNConfig, build, lambda state, model: state)
+
+
 # Each entry imports its model only when asked, so that listing checkpoints needs no network code.
-BUILDERS: dict[str, Callable[[], Kind]] = {"diffcsp": _diffcsp, "flowmm": _flowmm, "crysbfn": _crysbfn}
+BUILDERS: dict[str, Callable[[], Kind]] = {
+    "diffcsp": _diffcsp,
+    "flowmm": _flowmm,
+    "crysbfn": _crysbfn,
+    "geobfn": _geobfn,
+}
 
 
 def kind(name: str) -> Kind:

@@ -12,15 +12,18 @@ from torch import Tensor
 
 from checkpoints import builders, store
 from chem import datasets
-from chem.crystals import CrystalBatch
+from chem.molecules import MoleculeBatch
 from chem.output import PART, usable_folder, write_atomically
+from chem.ragged import RaggedBatch
 from chem.statistics import Statistics, new_elements
 from generative.models.crysbfn import CrysBFNConfig
 from generative.models.diffcsp import DiffCSPConfig
 from generative.models.flowmm import FlowMMConfig
+from generative.models.geobfn import GeoBFNConfig
 from generative.training import TrainSettings, fit, newest
 
 RUN, BEST, LAST = "run.json", "best", "last"
+FIELDS = ("atomic_numbers", "frac_coords", "lattice", "pos")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,13 @@ def _crysbfn(task: str) -> dict[str, Recipe]:
     }
 
 
+def _geobfn() -> dict[str, Recipe]:
+    small = GeoBFNConfig(hidden=128, layers=6)
+    settings = TrainSettings(epochs=60, batch_size=64, lr=5e-4, precision="bf16", ema=0.999, save_every=500)
+    paper = TrainSettings(epochs=3000, batch_size=64, lr=1e-4, ema=0.9999, warmup=0)
+    return {"small": Recipe("geobfn", small, settings), "paper": Recipe("geobfn", GeoBFNConfig(), paper)}
+
+
 RECIPES: dict[str, dict[str, Recipe]] = {
     "diffcsp-csp": _diffcsp("csp"),
     "diffcsp-ab-initio": _diffcsp("ab-initio"),
@@ -66,6 +76,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     "flowmm-ab-initio": _flowmm("ab-initio"),
     "crysbfn-csp": _crysbfn("csp"),
     "crysbfn-ab-initio": _crysbfn("ab-initio"),
+    "geobfn": _geobfn(),
 }
 
 
@@ -77,7 +88,10 @@ def recipe(model: str, preset: str, model_options: dict[str, Any], options: dict
         raise ValueError(f"preset = '{preset}', allowed: {', '.join(RECIPES[model])}")
     base = RECIPES[model][preset]
     changed = replace(base.settings, **{k: v for k, v in options.items() if v is not None})
-    config = replace(base.config, **{k: v for k, v in model_options.items() if v is not None})
+    asked = {k: v for k, v in model_options.items() if v is not None}
+    if foreign := [k for k in asked if not hasattr(base.config, k)]:
+        raise ValueError(f"{foreign[0]} = {asked[foreign[0]]}, allowed: not with model = '{model}', which has none")
+    config = replace(base.config, **asked)
     return Recipe(base.kind, config, changed)
 
 
@@ -105,7 +119,9 @@ def train(
     if start is not None and start.kind != recipe.kind:
         raise ValueError(f"init = '{init}' is a {start.kind}, allowed: a {recipe.kind}")
     kind = recipe.kind
-    config = replace(start.config, task=recipe.config.task) if start is not None else recipe.config
+    config = recipe.config
+    if start is not None:
+        config = replace(start.config, task=config.task) if hasattr(config, "task") else start.config
     if start is not None and (new := new_elements(start.statistics, train_set.batch)):
         raise ValueError(f"init = '{init}' was not trained on {', '.join(new)}, which data = '{data}' contains")
     statistics = start.statistics if start is not None and not restat else Statistics.compute(train_set.batch)
@@ -139,11 +155,10 @@ def train(
         training = {**run, **info}
         store.save(out / folder, kind, config, statistics, weights, dtype=torch.float32, training=training)
 
-    fields = ["atomic_numbers", "frac_coords", "lattice"]
     fit(
         model,
-        _slim(train_set.batch, fields),
-        _slim(val_set.batch, fields),
+        _slim(train_set.batch),
+        _slim(val_set.batch),
         out,
         settings,
         write,
@@ -155,8 +170,10 @@ def train(
     return out / BEST
 
 
-def _slim(batch: CrystalBatch, fields: list[str]) -> CrystalBatch:
-    return batch.without(*[name for name in batch.fields if name not in fields]).to(torch.float32)
+def _slim(batch: RaggedBatch) -> RaggedBatch:
+    """What models are trained on, without properties and bonds."""
+    bare = batch.without_bonds() if isinstance(batch, MoleculeBatch) else batch
+    return bare.without(*[name for name in bare.fields if name not in FIELDS]).to(torch.float32)
 
 
 def _check_representable(model: Any, data: Any) -> None:

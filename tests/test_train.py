@@ -100,6 +100,7 @@ def test_fine_tuning_refuses_new_elements_by_name(run, tmp_path):
         (dict(epochs=0), "epochs = 0"),
         (dict(hidden=0), "hidden = 0"),
         (dict(init="nope"), "nope"),
+        (dict(model="geobfn", frequencies=4), "frequencies = 4, allowed: not with model = 'geobfn'"),
     ],
 )
 def test_bad_arguments_get_one_line(tmp_path, arguments, message):
@@ -107,6 +108,24 @@ def test_bad_arguments_get_one_line(tmp_path, arguments, message):
         atomsmith.train(**{"model": "diffcsp-csp", "data": "prototypes", "out": tmp_path / "run", **arguments})
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_molecules_are_trained_on_like_crystals(tmp_path):
+    from rdkit import Chem
+    from rdkit.Chem import AllChem
+
+    from chem.molecule_files import write_molecules
+
+    mols = [Chem.AddHs(Chem.MolFromSmiles(s)) for s in ("O", "N", "C", "CO", "CC", "C=O", "CN", "CCO", "OO", "C#N")]
+    for mol in mols:
+        AllChem.EmbedMolecule(mol, randomSeed=1)
+    write_molecules(mols, tmp_path / "few.sdf")
+    folder = atomsmith.prepare(tmp_path / "few.sdf", "few", out=tmp_path, split=(0.6, 0.4, 0.0)).folder
+    best = atomsmith.train("geobfn", folder, tmp_path / "run", epochs=2, hidden=16, layers=1)
+    loaded = atomsmith.load(best)
+    assert loaded.kind == "geobfn" and set(loaded.statistics.elements) <= {1, 6, 7, 8}
+    with pytest.raises(ValueError, match="is a diffcsp, allowed: a geobfn"):
+        atomsmith.train("geobfn", folder, tmp_path / "other", init="diffcsp-mp20-csp")
 
 
 def test_global_random_state_is_untouched(tmp_path):

@@ -18,22 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from chem.ragged import RaggedBatch
-from generative.backbone.edge_mlp import EdgeMLP, edge_mlp
+from generative.backbone.edge_mlp import edge_weights, messages, scores
 from generative.backbone.gemm import linear, linear_silu
 from generative.backbone.plan import Plan, make_plan
 
 CHUNK_ENTRIES = 2**18  # entries of one edge tensor on a CPU: 1 MiB in float32, so that two stay in its second cache
 GPU_ENTRIES = 2**26  # elsewhere few large kernels pay
 TINY = 1e-8  # keeps the gradient of the distance of two atoms in one place finite
-
-
-class Layer(Protocol):
-    """What the fast form reads of `EGNNLayer`."""
-
-    edge_mlp: nn.Sequential
-    node_mlp: nn.Sequential
-    coord_mlp: nn.Sequential
-    gate: nn.Linear | None
 
 
 class Layers(Protocol):
@@ -56,8 +47,8 @@ def plan_of(hidden: int, batch: RaggedBatch) -> Plan:
 
 
 def unit_differences(difference: Tensor) -> tuple[Tensor, Tensor]:
-    """d^2 (E, 1) and (x_i - x_j) / (d + 1) (E, 3), from x_i - x_j (E, 3)."""
-    square = difference.square().sum(1, keepdim=True)
+    """d^2 (..., 1) and (x_i - x_j) / (d + 1) (..., 3), from x_i - x_j (..., 3)."""
+    square = difference.square().sum(-1, keepdim=True)
     return square, difference / ((square + TINY).sqrt() + 1)
 
 
@@ -69,14 +60,42 @@ def run_layers(net: Layers, batch: RaggedBatch, h: Tensor) -> tuple[Tensor, Tens
     if not plan.chunks:
         return h, moved
     h = h[plan.atom_order]
-    others = torch.cat([_others(c.count, c.n, h) for c in plan.chunks])
+    dtype = net.products or h.dtype
+    others = others_of(plan, h)
     at_input = differences(start, plan).square().sum(1, keepdim=True)
     for layer in net.layers:
         square, unit = unit_differences(differences(start + moved, plan))
-        square = torch.cat([square, at_input], 1)
-        message = _first(layer.edge_mlp, layer.gate, net.products or h.dtype)
-        total = edge_mlp(message, h, square, others, plan)[0] / net.normalization
-        x = torch.cat([h, total], 1).to(net.products or h.dtype)
-        h = h + _node(layer.node_mlp, x).to(h.dtype)
-        s = edge_mlp(_first(layer.coord_mlp, ...), h, square, None, plan)[1]
+        squares = torch.cat([square, at_input], 1)
+        weights = edge_weights(layer.edge_mlp, layer.gate, dtype)
+        total = messages(weights, h, squares, others, plan) / net.normalization
+        h = h + node_mlp(layer.node_mlp, torch.cat([h, total], 1).to(dtype)).to(h.dtype)
+        weights = edge_weights(layer.coord_mlp, layer.coord_mlp[4], dtype)
+        s = net.bound(scores(weights, h, squares, plan))
+        moved = moved + sums(s.unsqueeze(1) * unit, plan) / net.normalization
     return h[plan.atom_place], moved[plan.atom_place]
+
+
+def differences(x: Tensor, plan: Plan) -> Tensor:
+    """x_i - x_j (E, 3) of every pair; x (M, 3) in sorted order."""
+    parts = zip(plan.chunks, x.split([c.count * c.n for c in plan.chunks]), strict=True)
+    square = [(p.view(c.count, c.n, 1, 3), p.view(c.count, 1, c.n, 3)) for c, p in parts]
+    return torch.cat([(a - b).flatten(0, 2) for a, b in square])
+
+
+def sums(x: Tensor, plan: Plan) -> Tensor:
+    """The sum (M, 3) over j of values (E, 3) of every pair."""
+    parts = zip(plan.chunks, x.split([c.count * c.n * c.n for c in plan.chunks]), strict=True)
+    return torch.cat([p.view(-1, c.n, 3).sum(1) for c, p in parts])
+
+
+def others_of(plan: Plan, like: Tensor) -> Tensor:
+    """(E,) zero for an atom with itself, else one."""
+    tables = {c.n: 1 - torch.eye(c.n, dtype=like.dtype, device=like.device) for c in plan.chunks}
+    return torch.cat([tables[c.n].expand(c.count, c.n, c.n).flatten() for c in plan.chunks])
+
+
+def node_mlp(mlp: nn.Sequential, x: Tensor) -> Tensor:
+    """phi_h (M, H) of [h, sum], in the dtype of x (M, 2H)."""
+    first, second = (cast("nn.Linear", mlp[i]) for i in (0, 2))
+    x = linear_silu(x, first.weight.to(x.dtype), first.bias.to(x.dtype))
+    return linear(x, second.weight.to(x.dtype), second.bias.to(x.dtype))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from chem.crystals import CrystalBatch
 from chem.periodic import torus_log, wrap
+from chem.ragged import RaggedBatch
 
 TINY = 1e-12  # keeps the direction of a displacement of length zero finite: it is zero
 
@@ -94,7 +95,7 @@ def plain_layers(net: LayerStack, batch: CrystalBatch, h: Tensor, structure: Ten
     return h
 
 
-def complete_edges(batch: CrystalBatch) -> tuple[Tensor, Tensor]:
+def complete_edges(batch: RaggedBatch) -> tuple[Tensor, Tensor]:
     """Receivers and senders (E,) of every ordered pair of each structure, self-pairs included, receiver-major."""
     counts = batch["num_atoms"][batch["batch"]]
     receiver = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)

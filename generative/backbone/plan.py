@@ -5,6 +5,7 @@ A plan depends on the atom counts alone. It is built once per batch and reused b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,15 @@ class Plan:
     structure_place: Tensor
     owner: Tensor
     sizes: Tensor
+
+    @property
+    def edges(self) -> Iterator[tuple[Chunk, slice]]:
+        """Every chunk with the rows of its ordered pairs among those of all chunks."""
+        first = 0
+        for c in self.chunks:
+            last = first + c.count * c.n * c.n
+            yield c, slice(first, last)
+            first = last
 
     @property
     def num_edges(self) -> int:

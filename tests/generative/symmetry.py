@@ -1,16 +1,21 @@
-"""Symmetries every crystal network must have, checked on triclinic cells in float64; one line in a network's test:
+"""Symmetries every network must have, in float64, those of crystals on triclinic cells; one line in a network's test:
 
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
 def test_symmetry(symmetry):
     assert_symmetric(symmetry, network, crystals([1, 7, 2, 4]))
+
+and MOLECULE_SYMMETRIES with molecules([1, 7, 2, 4]) likewise, for a network that predicts a vector for `pos`.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from chem.crystals import CrystalBatch
+from chem.molecules import MoleculeBatch
+from chem.ragged import RaggedBatch
 
 Outputs = dict[str, Tensor]
 
@@ -31,6 +36,15 @@ def crystals(counts: Sequence[int], seed: int = 0, dtype: torch.dtype = torch.fl
         return batch
     noise = torch.randn(m, 100, generator=g, dtype=torch.float64)
     return batch.replace(types=(nn.functional.one_hot(numbers - 1, 100) + 0.5 * noise).to(dtype))
+
+
+def molecules(counts: Sequence[int], seed: int = 0, dtype: torch.dtype = torch.float64, width: int = 3):
+    """Random atoms about random centres, with `width` numbers of each in `types`."""
+    g = torch.Generator().manual_seed(seed)
+    shapes = ((sum(counts), 3), (len(counts), 3), (sum(counts), width))
+    pos, center, types = (torch.randn(shape, generator=g, dtype=torch.float64).to(dtype) for shape in shapes)
+    batch = MoleculeBatch(list(counts), types=types)
+    return batch.replace(pos=1.5 * pos + center[batch["batch"]])
 
 
 def times(n: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -71,8 +85,26 @@ def shift_by_integers(batch: CrystalBatch, out: Outputs) -> tuple[CrystalBatch, 
     return batch.replace(frac_coords=batch["frac_coords"] + cells), out
 
 
-def permute(batch: CrystalBatch, out: Outputs) -> tuple[CrystalBatch, Outputs]:
-    """The atoms of each crystal shuffled, and the rows of every per-atom prediction with them."""
+def turn(batch: MoleculeBatch, out: Outputs) -> tuple[MoleculeBatch, Outputs]:
+    """Row vectors times Q of determinant +1: the vectors turn with the positions, the others stay."""
+    q = orthogonal(5, improper=False)
+    return batch.replace(pos=batch["pos"] @ q), {**out, "pos": out["pos"] @ q}
+
+
+def reflect(batch: MoleculeBatch, out: Outputs) -> tuple[MoleculeBatch, Outputs]:
+    """The same with determinant -1."""
+    q = orthogonal()
+    return batch.replace(pos=batch["pos"] @ q), {**out, "pos": out["pos"] @ q}
+
+
+def displace(batch: MoleculeBatch, out: Outputs) -> tuple[MoleculeBatch, Outputs]:
+    """A shift of its own for every molecule."""
+    shift = 5 * torch.randn(len(batch), 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return batch.replace(pos=batch["pos"] + shift[batch["batch"]]), out
+
+
+def permute(batch: RaggedBatch, out: Outputs) -> tuple[RaggedBatch, Outputs]:
+    """The atoms of each structure shuffled, and the rows of every per-atom prediction with them."""
     g = torch.Generator().manual_seed(6)
     shuffled = torch.randperm(len(batch["batch"]), generator=g)
     order = shuffled[torch.argsort(batch["batch"][shuffled], stable=True)]
@@ -81,7 +113,7 @@ def permute(batch: CrystalBatch, out: Outputs) -> tuple[CrystalBatch, Outputs]:
     return batch.replace(**changed), {f: x[order] if levels[f] == "atom" else x for f, x in out.items()}
 
 
-Transform = Callable[[CrystalBatch, Outputs], tuple[CrystalBatch, Outputs]]
+Transform = Callable[[Any, Outputs], tuple[Any, Outputs]]
 TRANSFORMS: dict[str, Transform] = {
     "O(3), improper": rotate,
     "O(3), proper": rotate_proper,
@@ -89,7 +121,15 @@ TRANSFORMS: dict[str, Transform] = {
     "integer shifts": shift_by_integers,
     "permutation": permute,
 }
+MOLECULE_TRANSFORMS: dict[str, Transform] = {
+    "rotation": turn,
+    "reflection": reflect,
+    "translation": displace,
+    "permutation": permute,
+}
 SYMMETRIES = (*TRANSFORMS, "alone versus batched")
+MOLECULE_SYMMETRIES = (*MOLECULE_TRANSFORMS, "alone versus batched")
+GEOMETRY = ("frac_coords", "lattice", "pos")
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -101,7 +141,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 
 @torch.no_grad()
-def assert_symmetric(symmetry: str, network: Callable, batch: CrystalBatch, tolerance: float = 1e-10) -> None:
+def assert_symmetric(symmetry: str, network: Callable, batch: RaggedBatch, tolerance: float = 1e-10) -> None:
     """Transforming the input (float64) transforms the predictions as it must, to `tolerance` relative."""
     t = times(len(batch))
     if symmetry == "alone versus batched":
@@ -109,8 +149,8 @@ def assert_symmetric(symmetry: str, network: Callable, batch: CrystalBatch, tole
         expected = {f: torch.cat([p[f] for p in parts]) for f in parts[0]}
         got = network(batch, t)
     else:
-        changed, expected = TRANSFORMS[symmetry](batch, network(batch, t))
-        moved = max(relative(changed[f], batch[f]) for f in ("frac_coords", "lattice"))
+        changed, expected = (TRANSFORMS | MOLECULE_TRANSFORMS)[symmetry](batch, network(batch, t))
+        moved = max(relative(changed[f], batch[f]) for f in GEOMETRY if f in batch.fields)
         assert moved > 1e-3, f"{symmetry} did not change the input"
         got = network(changed, t)
     assert got.keys() == expected.keys()
