@@ -212,7 +212,9 @@ def evaluate(
 
     structures_or_files: files, folders, pymatgen structures, a data set as NAME:SPLIT:N, or "baseline:random" and
     "baseline:substitution". reference: what predictions are paired with or samples compared to (a data set, files or
-    structures). protocol: "diffcsp-csp" (match rate and RMSE) or "cdvae-2022" (validity and distances). k: consecutive
+    structures). protocol: "diffcsp-csp" (match rate and RMSE) or "cdvae-2022" (validity and distances); for molecules
+    "edm-qm9" or "edm-qm9-strict" (stability, validity, uniqueness, novelty, distances) and "edm-qm9-physics" (also
+    PoseBusters and GFN2 strain of some), of files, RDKit molecules, ASE atoms or a data set. k: consecutive
     candidates for each target where they carry no property `target`. `report["name"]` is a number with its
     denominator and interval; `report.show()` prints the table.
 
@@ -382,7 +384,7 @@ def _prepare(
 def _evaluate(
     files: Annotated[list[str], typer.Argument(help="files or folders, a data set NAME:SPLIT:N, or baseline:random")],
     reference: Annotated[str | None, option(help="data set NAME:SPLIT:N, or files")] = None,
-    protocol: Annotated[str, option(help="diffcsp-csp or cdvae-2022")] = "diffcsp-csp",
+    protocol: Annotated[str, option(help="diffcsp-csp, cdvae-2022, edm-qm9, edm-qm9-strict")] = "diffcsp-csp",
     out: Annotated[Path | None, option(help="folder for report.json and structures.csv")] = None,
     seed: Annotated[int, option(help="of bootstraps and baselines")] = 0,
     k: Annotated[int | None, option(help="consecutive candidates for each target")] = None,

@@ -13,7 +13,8 @@ from importlib import import_module
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 NAMES = {"forward": "cspnet", "training": "cspnet", "sampling": "sampling", "loader": "loader", "packing": "packing"}
-NAMES |= {"flowmm": "flowmm", "validity": "validity", "matching": "matching"}
+NAMES |= {"flowmm": "flowmm", "egnn": "egnn", "validity": "validity", "matching": "matching"}
+NAMES |= {"stability": "stability"}
 Row = tuple[str, str, str]
 
 

@@ -34,13 +34,13 @@ def run(count: int = COUNT) -> list[tuple[str, str, str]]:
     from chem.datasets import load
     from evaluation.baselines import substitution
     from evaluation.matching import match_pairs
-    from evaluation.protocols import protocol
+    from evaluation.protocols import DIFFCSP
 
     targets = load("mp20", "val").batch[:count]
     made, candidates = substitution(load("mp20", "train").batch, targets)
     pairs = [(rows[0], j) for j, rows in enumerate(candidates) if rows]
     start = time.perf_counter()
-    ours = match_pairs(made, targets, pairs, protocol("diffcsp-csp"), PROCESSES)
+    ours = match_pairs(made, targets, pairs, DIFFCSP, PROCESSES)
     seconds = time.perf_counter() - start
     start = time.perf_counter()
     made_s, targets_s = to_structures(made), to_structures(targets)

@@ -8,7 +8,7 @@ from typing import Any
 
 from chem.output import noting
 from evaluation.inputs import Items, from_batch, gather, load_reference, names_data_set, pair
-from evaluation.protocols import Protocol
+from evaluation.protocols import Choices, MoleculeProtocol, Protocol
 from evaluation.protocols import protocol as find_protocol
 from evaluation.report import Report, prepare_folder
 from evaluation.smact import table_source
@@ -19,7 +19,7 @@ BASELINES = ("baseline:random", "baseline:substitution")
 def evaluate(
     structures_or_files: Any,
     reference: Any = None,
-    protocol: str | Protocol = "diffcsp-csp",
+    protocol: str | Choices = "diffcsp-csp",
     out: str | Path | None = None,
     seed: int = 0,
     *,
@@ -30,11 +30,12 @@ def evaluate(
     """Judge structures by a protocol; with `out`, also write report.json and structures.csv into that folder.
 
     structures_or_files: files, folders, pymatgen structures, records of chem.io, a CrystalBatch, a data set as
-    NAME:SPLIT:N (split val and all of it by default), or one of BASELINES in place of predictions. reference: a data
-    set, files or structures. Structure prediction pairs by the property `target`, an id of the reference, else by
+    NAME:SPLIT:N (split val and all of it by default), or one of BASELINES in place of predictions; with a protocol for
+    molecules files, RDKit molecules, ASE atoms, a MoleculeBatch or a data set (split train by default). reference: a
+    data set, files or structures. Structure prediction pairs by the property `target`, an id of the reference, else by
     order with k (default 1) consecutive candidates per target; a missing candidate is a miss. seed: of random draws and
-    bootstraps. processes: of the matcher, default all cores, 0 for none and no time limit. root: directory of the data
-    sets, else ATOMSMITH_DATA.
+    bootstraps. processes: of the matcher and of bond perception, default all cores, 0 for none and no time limit.
+    root: directory of the data sets, else ATOMSMITH_DATA.
 
     Raises ValueError, in one line, for what cannot be judged at all; single bad structures are counted with a reason.
     """
@@ -43,12 +44,38 @@ def evaluate(
         raise ValueError(f"seed = {seed!r}, allowed: a whole number from 0")
     if out is not None:
         prepare_folder(out)
-    judge = _csp if chosen.task == "csp" else _ab_initio
     with noting("no report was written; the same call begins again"):
-        report = judge(structures_or_files, reference, chosen, seed, k, processes, root)
+        report = _judge(structures_or_files, reference, chosen, seed, k, processes, root)
         if out is not None:
             report.write(out)
     return report
+
+
+def _judge(
+    source: Any, reference: Any, protocol: Choices, seed: int, k: int | None, processes: int | None, root: Any
+) -> Report:
+    if k is not None and protocol.task != "csp":
+        raise ValueError(f"k = {k} is for structure prediction; allowed with the protocol {protocol.name}: None")
+    if isinstance(protocol, MoleculeProtocol):
+        return _molecules(source, reference, protocol, seed, processes, root)
+    if not isinstance(protocol, Protocol):
+        raise ValueError(f"protocol is a {type(protocol).__name__}; allowed: a Protocol or a MoleculeProtocol")
+    if protocol.task == "csp":
+        return _csp(source, reference, protocol, seed, k, processes, root)
+    return _ab_initio(source, reference, protocol, seed, root)
+
+
+def _molecules(
+    source: Any, reference: Any, protocol: MoleculeProtocol, seed: int, processes: int | None, root: Any
+) -> Report:
+    from evaluation.molecules.inputs import gather_molecules, load_molecules
+    from evaluation.molecules.score import score
+
+    against = None if reference is None else load_molecules(reference, root)
+    items = load_molecules(source, root) if names_data_set(source) else gather_molecules(source)
+    numbers, rows, failures = score(items, against, protocol, processes, seed)
+    name = "none" if against is None else against.name
+    return Report(protocol, numbers, rows, name, seed, versions(protocol), failures)
 
 
 def _csp(
@@ -69,13 +96,9 @@ def _csp(
     return Report(protocol, numbers, rows, targets.name, seed, versions(protocol), failures)
 
 
-def _ab_initio(
-    source: Any, reference: Any, protocol: Protocol, seed: int, k: int | None, processes: int | None, root: Any
-) -> Report:
+def _ab_initio(source: Any, reference: Any, protocol: Protocol, seed: int, root: Any) -> Report:
     from evaluation.distributions import score
 
-    if k is not None:
-        raise ValueError(f"k = {k} is for structure prediction; allowed with the protocol {protocol.name}: None")
     against = None if reference is None else load_reference(reference, root)
     items = _given(source, root)
     numbers, rows, failures = score(items, against, protocol, seed)
@@ -108,12 +131,17 @@ def _baseline(
     return items, [[*rows, *[None] * (k - len(rows))] for rows in found]
 
 
-def versions(protocol: Protocol) -> dict[str, str]:
+def versions(protocol: Choices) -> dict[str, str]:
     """Versions of everything a number depends on."""
+    packages = ["atomsmith", "numpy", "rdkit" if protocol.task == "molecules" else "pymatgen"]
+    if isinstance(protocol, MoleculeProtocol):
+        packages += [name for name, used in (("posebusters", protocol.posebusters), ("tblite", protocol.gfn2)) if used]
     found = {}
-    for package in ("atomsmith", "pymatgen", "numpy"):
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
-    return {**found, "oxidation states": f"{protocol.composition.table} of {table_source().split(' (')[0]}"}
+    if isinstance(protocol, Protocol):
+        found["oxidation states"] = f"{protocol.composition.table} of {table_source().split(' (')[0]}"
+    return found

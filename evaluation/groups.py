@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evaluation.protocols import Protocol
+from evaluation.protocols import Choices
 from evaluation.report import Number, rate
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def size_label(num_atoms: int) -> str:
     return next((f"{low}-{high}" for low, high in SIZES if low <= num_atoms <= high), LARGER)
 
 
-def rates_by(name: str, hits: NDArray[np.bool_], labels: Sequence[str], protocol: Protocol) -> dict[str, Number]:
+def rates_by(name: str, hits: NDArray[np.bool_], labels: Sequence[str], protocol: Choices) -> dict[str, Number]:
     """The match rate of the targets (T,) of each label, by label; sizes in their order, other labels sorted.
 
     Their n add up to T. Raises ValueError where hits and labels differ in number.

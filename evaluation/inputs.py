@@ -5,26 +5,29 @@ A structure that cannot be read or used keeps its place, with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from chem.crystals import CrystalBatch
+    from chem.ragged import RaggedBatch
 
 ALLOWED = "files, folders, pymatgen structures, records of chem.io, or a CrystalBatch"
+NEEDED = ("atomic_numbers", "frac_coords", "lattice")
+Batch = TypeVar("Batch", bound="RaggedBatch")
 
 
 @dataclass(frozen=True)
-class Items:
+class Items(Generic[Batch]):
     """N structures in order.
 
     batch: those that could be read; place: index (N,) in the batch, None for the others; errors (N,): why not, else "".
     ids, sources (N,). targets (N,): what the property `target` says, None where it is missing. name: for reports.
     """
 
-    batch: CrystalBatch
+    batch: Batch
     place: list[int | None]
     ids: list[str]
     targets: list[str | None]
@@ -36,7 +39,7 @@ class Items:
         return len(self.place)
 
 
-def gather(source: Any, argument: str = "structures_or_files") -> Items:
+def gather(source: Any, argument: str = "structures_or_files") -> Items[CrystalBatch]:
     """Everything in `source`; raises ValueError when there is nothing, nothing readable, or something else."""
     if hasattr(source, "num_structures"):
         return from_batch(source, [str(i) for i in range(len(source))], argument)
@@ -66,33 +69,44 @@ def gather(source: Any, argument: str = "structures_or_files") -> Items:
     return Items(batch, place, ids, targets, errors, sources, f"{len(ids)} structures given")
 
 
-def from_batch(batch: CrystalBatch, ids: Sequence[str], argument: str, name: str = "") -> Items:
-    """The crystals of a batch."""
+def from_batch(
+    batch: Batch, ids: Sequence[str], argument: str, name: str = "", needed: Sequence[str] = NEEDED
+) -> Items[Batch]:
+    """The structures of a batch, which must have the fields `needed`."""
     n = len(batch)
     if not n:
         raise ValueError(f"{argument} holds no structures; allowed: {ALLOWED}")
-    if missing := [f for f in ("atomic_numbers", "frac_coords", "lattice") if f not in batch.fields]:
+    if missing := [f for f in needed if f not in batch.fields]:
         raise ValueError(f"{argument} is a batch without the field '{missing[0]}'; it is needed")
     return Items(batch, list(range(n)), list(ids), [None] * n, [""] * n, [""] * n, name or f"{n} structures given")
 
 
-def load_reference(reference: Any, root: str | Path | None = None) -> Items:
-    """A data set as NAME, NAME:SPLIT or NAME:SPLIT:N (its first N; split val by default), or what `gather` takes.
+def load_reference(
+    reference: Any,
+    root: str | Path | None = None,
+    *,
+    gatherer: Callable[[Any, str], Items] = gather,
+    needed: Sequence[str] = NEEDED,
+    split: str = "val",
+) -> Items:
+    """A data set as NAME, NAME:SPLIT or NAME:SPLIT:N (its first N; `split` by default), or what `gatherer` takes.
 
-    Raises ValueError for an unknown split, too large an N, and a reference of which a structure cannot be read.
+    needed: fields that its batch must have. Raises ValueError for an unknown split, too large an N, and a reference of
+    which a structure cannot be read.
     """
     from chem import datasets
 
     if hasattr(reference, "batch") and hasattr(reference, "ids"):
-        return from_batch(reference.batch, reference.ids, "reference", f"{reference.name} {reference.split}")
+        name = f"{reference.name} {reference.split}"
+        return from_batch(reference.batch, reference.ids, "reference", name, needed)
     if isinstance(reference, (str, Path)):
         if names_data_set(reference):
             name, *rest = str(reference).split(":")
-            return _data_set(name, rest, str(reference), root)
+            return _data_set(name, rest or [split], str(reference), root, needed)
         if not Path(reference).expanduser().exists():
             known = ", ".join((*datasets.LAYOUTS, "prototypes"))
             raise ValueError(f"reference = '{reference}', allowed: a file or folder, or {known} as NAME:SPLIT:N")
-    items = gather(reference, "reference")
+    items = gatherer(reference, "reference")
     if bad := [i for i, error in enumerate(items.errors) if error]:
         first = f"{items.ids[bad[0]]}: {items.errors[bad[0]]}"
         raise ValueError(f"reference: {len(bad)} of {len(items)} structures could not be read; the first: {first}")
@@ -109,10 +123,10 @@ def names_data_set(source: Any) -> bool:
     return name in (*datasets.LAYOUTS, "prototypes") or (Path(name).expanduser() / datasets.SPLITS_FILE).is_file()
 
 
-def _data_set(name: str, rest: list[str], given: str, root: str | Path | None) -> Items:
+def _data_set(name: str, rest: list[str], given: str, root: str | Path | None, needed: Sequence[str]) -> Items:
     from chem import datasets
 
-    split, count = (rest + ["val", ""][len(rest) :]) if len(rest) < 2 else (rest[0], ":".join(rest[1:]))
+    split, count = rest[0], ":".join(rest[1:])
     if split not in datasets.SPLITS or (count and not (count.isascii() and count.isdigit() and int(count))):
         raise ValueError(f"reference = '{given}', allowed: NAME:SPLIT:N with SPLIT {', '.join(datasets.SPLITS)}")
     # numbers that are reported are what evaluation is for; tuning code asks for `val`
@@ -121,7 +135,7 @@ def _data_set(name: str, rest: list[str], given: str, root: str | Path | None) -
     if n > len(data):
         raise ValueError(f"reference = '{given}', allowed: up to {len(data)} structures of {name} {split}")
     first = f"first {n} of {len(data)}" if n < len(data) else f"all {n}"
-    return from_batch(data.batch[:n], data.ids[:n], "reference", f"{data.name} {split}, {first}")
+    return from_batch(data.batch[:n], data.ids[:n], "reference", f"{data.name} {split}, {first}", needed)
 
 
 def _records(source: Any, argument: str) -> Iterator[tuple[Any, str | None, dict, str, str]]:

@@ -84,10 +84,11 @@ class MoleculeProtocol(Choices):
     """One way to judge molecules.
 
     bonds: "lookup" in EDM's distance tables, with margins in pm for single, double and triple bonds, or "perceived" by
-    RDKit's rdDetermineBonds for the total charge that the molecule comes with (else 0), within `seconds` and `memory`
-    bytes per molecule. valences: "edm" (sums of orders) or "corrected" (aromatic bonds counted apart, by formal
-    charge). validity: "largest-fragment" or "whole-molecule", see evaluation.molecules.graphs. posebusters, gfn2: how
-    many random samples the slow tiers are measured on, 0 for none.
+    RDKit's rdDetermineBonds: atoms nearer than `reach` times the sum of their covalent radii are bonded, the orders are
+    those of the total charge that the molecule comes with (else 0), within `seconds` and `memory` bytes. valences:
+    "edm" (sums of orders) or "corrected" (aromatic bonds counted apart, by formal charge). validity: "largest-fragment"
+    or "whole-molecule", see evaluation.molecules.graphs. posebusters, gfn2: how many random samples the slow tiers are
+    measured on, 0 for none; tier_seconds: their limit per molecule.
     """
 
     task: Literal["molecules"] = "molecules"
@@ -95,20 +96,23 @@ class MoleculeProtocol(Choices):
     margins: tuple[float, float, float] = (10.0, 5.0, 3.0)
     valences: Literal["edm", "corrected"] = "edm"
     validity: Literal["largest-fragment", "whole-molecule"] = "largest-fragment"
+    reach: float = 1.15
     seconds: float = 5.0
     memory: int = 2 * 1024**3
     posebusters: int = 0
     gfn2: int = 0
+    tier_seconds: float = 60.0
 
 
+DIFFCSP, CDVAE = Protocol("diffcsp-csp", "csp"), Protocol("cdvae-2022", "ab-initio")
 EDM = MoleculeProtocol("edm-qm9")
 STRICT = replace(EDM, name="edm-qm9-strict", bonds="perceived", valences="corrected", validity="whole-molecule")
 
 PROTOCOLS: dict[str, Choices] = {
     p.name: p
     for p in (
-        Protocol("diffcsp-csp", "csp"),
-        Protocol("cdvae-2022", "ab-initio"),
+        DIFFCSP,
+        CDVAE,
         EDM,
         STRICT,
         replace(STRICT, name="edm-qm9-physics", posebusters=1000, gfn2=200),

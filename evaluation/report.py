@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from chem.output import write_together
 from evaluation.intervals import bootstrap, wilson
-from evaluation.protocols import Protocol
+from evaluation.protocols import Choices
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,8 @@ class Number:
     """One measured number.
 
     n: how many things it is over, which `denominator` names. hits: of a rate, how many of them. low, high: interval,
-    by the method `interval` names; NaN where there is none. error: bootstrap standard error.
+    by the method `interval` names; NaN where there is none. error: bootstrap standard error. reference: what the
+    reference set itself scores, NaN where that is not known.
     """
 
     name: str
@@ -41,9 +42,10 @@ class Number:
     interval: str = "none"
     error: float = math.nan
     note: str = ""
+    reference: float = math.nan
 
 
-def rate(name: str, hits: int, n: int, denominator: str, protocol: Protocol, note: str = "") -> Number:
+def rate(name: str, hits: int, n: int, denominator: str, protocol: Choices, note: str = "") -> Number:
     """A proportion with its Wilson interval; NaN for n = 0."""
     low, high = wilson(hits, n, protocol.level)
     how = f"Wilson {protocol.level:.0%}"
@@ -51,7 +53,7 @@ def rate(name: str, hits: int, n: int, denominator: str, protocol: Protocol, not
 
 
 def mean(
-    name: str, values: NDArray[np.float64], denominator: str, protocol: Protocol, seed: int, note: str = ""
+    name: str, values: NDArray[np.float64], denominator: str, protocol: Choices, seed: int, note: str = ""
 ) -> Number:
     """A mean (n,) with its bootstrap interval; NaN for n = 0."""
     if not len(values):
@@ -61,7 +63,7 @@ def mean(
     return Number(name, float(values.mean()), len(values), denominator, None, low, high, how, error, note)
 
 
-def median(name: str, values: NDArray[np.float64], denominator: str, protocol: Protocol, seed: int) -> Number:
+def median(name: str, values: NDArray[np.float64], denominator: str, protocol: Choices, seed: int) -> Number:
     """A median (n,) with its bootstrap interval; NaN for n = 0."""
     import numpy as np
 
@@ -82,7 +84,7 @@ class Report:
     failures: reason -> how many structures could not be judged, all of which stay in the denominators.
     """
 
-    protocol: Protocol
+    protocol: Choices
     numbers: Sequence[Number]
     rows: Sequence[Mapping[str, Any]]
     reference: str
@@ -112,13 +114,15 @@ class Report:
         title = f"{self.protocol.name} ({self.protocol.hash}), reference: {self.reference}"
         failed = "; ".join(f"{count} x {reason}" for reason, count in self.failures.items())
         table = Table(title=title, caption=f"{versions}; seed {self.seed}; failures: {failed or 'none'}")
-        for column in ("number", "value", "interval", "of"):
+        beside = any(not math.isnan(n.reference) for n in self.numbers)
+        for column in ("number", "value", *(["reference"] if beside else []), "interval", "of"):
             table.add_column(column, justify="left" if column in ("number", "of") else "right", overflow="fold")
         for n in self.numbers:
             form = _percent if n.hits is not None else _decimal
             interval = "" if math.isnan(n.low) else f"{form(n.low)} .. {form(n.high)}"
             of = n.denominator if n.hits is None else f"{n.hits} of {n.denominator}"
-            table.add_row(n.name.replace("_", " "), form(n.value), interval, f"{of}; {n.note}" if n.note else of)
+            values = [form(n.value), form(n.reference)] if beside else [form(n.value)]
+            table.add_row(n.name.replace("_", " "), *values, interval, f"{of}; {n.note}" if n.note else of)
         return table
 
     def show(self) -> None:
