@@ -97,7 +97,10 @@ def mol_to_sdf(mol: Mol, name: str | None, properties: dict[str, Any]) -> str:
     out = io.StringIO()
     writer = Chem.SDWriter(out)
     writer.SetKekulize(False)
-    writer.write(bare)
+    try:
+        writer.write(bare)
+    except RuntimeError as error:  # an atom of fewer than no electrons, as H2+
+        raise ValueError(f"RDKit cannot write the molecule: {str(error).strip().splitlines()[1].strip()}") from None
     writer.close()
     return out.getvalue()
 

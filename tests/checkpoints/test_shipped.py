@@ -19,7 +19,9 @@ def test_shipped(name):
     for part in ("data: ", "command: `atomsmith train ", "seed: ", "hardware and time: "):
         assert f"- {part}" in card
     assert "## Loss" in card and "## Measured" in card
-    made = atomsmith.sample(loaded, 2, formula="NaCl", steps=20)
+    chooses = "atomic_numbers" not in loaded.model.processes
+    given = {"num_atoms": 4} if chooses else {"formula": "NaCl"}
+    made = atomsmith.sample(loaded, 2, steps=20, **given)
     assert all(np.isfinite(s.lattice.matrix).all() and 5 < s.volume < 1000 for s in made)
 
 

@@ -185,13 +185,15 @@ def random_batches(draw) -> MoleculeBatch:
         pairs = [(i, j) for i in range(n) for j in range(i)]
         chosen = draw(st.lists(st.sampled_from(pairs), unique=True, max_size=8)) if pairs else []
         numbers = st.floats(-1e3, 1e3, allow_subnormal=False)
+        elements = torch.tensor(draw(st.lists(st.integers(1, 118), min_size=n, max_size=n)))
+        charges = torch.tensor(draw(st.lists(st.integers(-3, 3), min_size=n, max_size=n)))
         parts.append(
             MoleculeBatch(
                 [n],
                 num_bonds=[len(chosen)],
-                atomic_numbers=torch.tensor(draw(st.lists(st.integers(1, 118), min_size=n, max_size=n))),
+                atomic_numbers=elements,
                 pos=torch.tensor(draw(st.lists(numbers, min_size=3 * n, max_size=3 * n))).double().reshape(n, 3),
-                charges=torch.tensor(draw(st.lists(st.integers(-3, 3), min_size=n, max_size=n))),
+                charges=torch.minimum(charges, elements),  # RDKit refuses fewer than no electrons
                 bond_atoms=torch.tensor(chosen, dtype=torch.long).reshape(-1, 2),
                 bond_order=torch.tensor([draw(st.sampled_from(BOND_ORDERS)) for _ in chosen], dtype=torch.float64),
             )
@@ -266,3 +268,9 @@ def test_sizes_are_drawn_by_their_weights():
 def test_bad_sizes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_an_atom_of_fewer_than_no_electrons_is_refused_in_one_line():
+    atom = MoleculeBatch([1], atomic_numbers=torch.tensor([1]), pos=torch.zeros(1, 3), charges=torch.tensor([2]))
+    with pytest.raises(ValueError, match="^RDKit cannot write the molecule: Atomic number not found$"):
+        mol_to_sdf(to_rdkit(atom)[0], "proton", {})
