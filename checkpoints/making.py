@@ -36,7 +36,14 @@ class Recipe:
 
 
 def _diffcsp(task: str) -> dict[str, Recipe]:
-    small = DiffCSPConfig(task=task, hidden=256, layers=4, frequencies=32)  # type: ignore[arg-type]
+    small = DiffCSPConfig(
+        task=task,  # type: ignore[arg-type]
+        hidden=256,
+        layers=4,
+        frequencies=32,
+        types="classes",
+        types_weight=0.5,
+    )
     paper = DiffCSPConfig(task=task)  # type: ignore[arg-type]
     return {
         "small": Recipe("diffcsp", small, TrainSettings(epochs=115, batch_size=128, precision="bf16", save_every=206)),
@@ -121,7 +128,7 @@ def train(
     kind = recipe.kind
     config = recipe.config
     if start is not None:
-        config = replace(start.config, task=config.task) if hasattr(config, "task") else start.config
+        config = _carried(start.config, config)
     if start is not None and (new := new_elements(start.statistics, train_set.batch)):
         raise ValueError(f"init = '{init}' was not trained on {', '.join(new)}, which data = '{data}' contains")
     statistics = start.statistics if start is not None and not restat else Statistics.compute(train_set.batch)
@@ -168,6 +175,14 @@ def train(
     )
     write(model.state_dict(), {"epoch": settings.epochs, "finished": True}, LAST)
     return out / BEST
+
+
+def _carried(start: Any, recipe: Any) -> Any:
+    """The settings a run begins with that starts from a checkpoint: its own, but for what another task asks."""
+    if getattr(start, "task", None) == getattr(recipe, "task", None):
+        return start
+    asked = {name: getattr(recipe, name) for name in ("task", "types", "types_weight") if hasattr(recipe, name)}
+    return replace(start, **asked)
 
 
 def _slim(batch: RaggedBatch) -> RaggedBatch:

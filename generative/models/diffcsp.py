@@ -3,7 +3,8 @@
 Representation: the 3 x 3 lattice in ångström as it is (rows, Niggli cells), fractional coordinates, elements as one-hot
 vectors of 100. Deviations from the published code: sigma-norms by quadrature instead of Monte-Carlo; clean lattices
 and one-hot vectors implied by the predicted noise are clipped to the range of the data (`clip`), which leaves the
-steps near the data unchanged and keeps coarse grids finite; elements that the training set lacks are never emitted.
+steps near the data unchanged and keeps coarse grids finite; elements that the training set lacks are never emitted;
+`types="classes"` predicts elements as classes instead of the noise on them (an option, measured in docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from generative.backbone.cspnet import ELEMENTS, CSPNet, SinusoidalSteps
 from generative.decoding import carry_given, choose_elements, element_mask
 from generative.generator import Denoiser, Times
 from generative.process import Fixed, Process
-from generative.processes.gaussian import VariancePreserving
+from generative.processes.gaussian import NoisyClasses, VariancePreserving
 from generative.processes.wrapped import WrappedNormal
 
 
@@ -33,7 +34,8 @@ class DiffCSPConfig:
 
     task: "csp" (composition given) or "ab-initio". steps: T. step_size: gamma of the corrector, by default 1e-5 for
     csp and 5e-6 ab initio (MP-20; Perov-5 5e-7 and 1e-6, Carbon-24 5e-6 and 1e-5). A weight of 0 freezes a field:
-    it is never noised, and is given when sampling.
+    it is never noised, and is given when sampling. types: "noise" (the paper's) or "classes", for which types_weight is
+    that of a cross-entropy in nats.
     """
 
     task: Literal["csp", "ab-initio"] = "csp"
@@ -48,11 +50,14 @@ class DiffCSPConfig:
     lattice_weight: float = 1.0
     coords_weight: float = 1.0
     types_weight: float = 20.0
+    types: Literal["noise", "classes"] = "noise"
     clip: bool = True
 
     def __post_init__(self) -> None:
         if self.task not in ("csp", "ab-initio"):
             raise ValueError(f"task = '{self.task}', allowed: csp, ab-initio")
+        if self.types not in ("noise", "classes"):
+            raise ValueError(f"types = '{self.types}', allowed: noise, classes")
         for name in ("hidden", "layers", "frequencies", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, allowed: >= 1")
@@ -77,6 +82,12 @@ def decoder(statistics: Statistics) -> Callable[[CrystalBatch], CrystalBatch]:
     return decode
 
 
+def _types(config: DiffCSPConfig, statistics: Statistics) -> Process:
+    if config.types == "classes":
+        return NoisyClasses([statistics.elements.get(z + 1, 0) for z in range(ELEMENTS)], config.steps)
+    return VariancePreserving((ELEMENTS,), config.steps, (0.0, 1.0) if config.clip else None)
+
+
 def build(config: DiffCSPConfig, statistics: Statistics) -> Denoiser:
     """The untrained model."""
     types = config.task == "ab-initio"
@@ -97,7 +108,7 @@ def build(config: DiffCSPConfig, statistics: Statistics) -> Denoiser:
     }
     weights = {"lattice": config.lattice_weight, "frac_coords": config.coords_weight}
     if types:
-        processes["types"] = VariancePreserving((ELEMENTS,), config.steps, (0.0, 1.0) if config.clip else None)
+        processes["types"] = _types(config, statistics)
         weights["types"] = config.types_weight
     else:
         processes["atomic_numbers"] = Fixed(())
