@@ -9,7 +9,7 @@ from torch import Tensor
 
 from generative.noise import normal
 from generative.process import Fixed, Process
-from generative.processes.gaussian import NoisyClasses, VariancePreserving
+from generative.processes.gaussian import VariancePreserving
 from generative.processes.wrapped import WrappedNormal, mean_squared_score, wrapped_normal_score
 from tests.generative import conformance as suite
 from tests.generative.conformance import Case, at, compare_moments, seeded
@@ -30,13 +30,10 @@ def shapes(rank: int) -> Tensor:
     return (basis @ basis.T).unsqueeze(0)
 
 
-FREQUENCIES = [40.0, 10.0, 50.0, 0.0]
 CASES = {
     "gaussian": Case(VariancePreserving((3, 3)), LATTICE, level="structure"),
     "gaussian of 12 steps": Case(VariancePreserving((3,), 12), 4 * FRAC),
     "gaussian with bounds": Case(VariancePreserving((3, 3), bounds=(-8.0, 8.0)), LATTICE, level="structure"),
-    "classes": Case(NoisyClasses(FREQUENCIES), torch.eye(4, dtype=torch.float64)[[2, 0]]),
-    "classes of 12 steps": Case(NoisyClasses(FREQUENCIES, 12), torch.eye(4, dtype=torch.float64)[[1, 3]]),
     "flow": Case(LinearFlow((3,)), 3 * FRAC),
     "mean-free flow": Case(LinearFlow((3,), mean_free=True), 3 * FRAC, view=lambda x, rows: rows.center(x)),
     "torus flow": Case(TorusFlow((3,), mean_free=False), FRAC, "torus"),
@@ -457,33 +454,3 @@ def test_size_of_what_the_coarse_chain_sees() -> None:
     """A wrong variance stands out by more than 50 standard errors on three steps."""
     with pytest.raises(AssertionError, match=r"off by [0-9]{2,}"):
         suite.check_chain(Case(BetaVariance((3,)), 4 * FRAC), bound=50)
-
-
-# --- classes -------------------------------------------------------------------------------------------------------
-
-
-def test_a_silent_network_gives_the_best_guess_from_one_row() -> None:
-    """With zero logits E[x | x_t] is that of Bayes' rule, and the loss its surprise; at t near 0 the frequencies."""
-    process = NoisyClasses(FREQUENCIES)
-    rows = Case(process, torch.eye(4, dtype=torch.float64)[[2, 0]]).many(2)[1]
-    x_t = torch.randn(len(rows.index), 4, generator=seeded(3), dtype=torch.float64)
-    for k in (200, 400, 1000):
-        t = torch.full((2,), 1 - k / 1000, dtype=torch.float64)
-        abar = float(process.log_alpha_bar[k].exp())
-        hot = torch.eye(4, dtype=torch.float64)
-        distance = (x_t.unsqueeze(1) - abar**0.5 * hot).square().sum(-1)
-        weights = process.log_frequencies.exp() * torch.exp((distance.amin(1, True) - distance) / (2 * (1 - abar)))
-        expected = weights / weights.sum(1, True)
-        found = process.clean(x_t, torch.zeros_like(x_t), t, rows)
-        torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-6)
-        target = torch.cat([hot[[2] * len(x_t)], process._known(x_t, t, rows)], -1)
-        torch.testing.assert_close(
-            process.loss(torch.zeros_like(x_t), target, t, rows), -expected[:, 2].log(), atol=1e-9, rtol=1e-6
-        )
-    torch.testing.assert_close(found[0, :3], torch.tensor([0.4, 0.1, 0.5], dtype=torch.float64), atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize("frequencies", ([0.0, 0.0], [1.0, -1.0]))
-def test_frequencies_that_are_none_are_refused(frequencies: list[float]) -> None:
-    with pytest.raises(ValueError, match="frequencies: allowed"):
-        NoisyClasses(frequencies)
