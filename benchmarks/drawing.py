@@ -143,4 +143,4 @@ def draw(
             folder.note(n=folder.count, seconds=spent, threads=torch.get_num_threads())
             print(f"{out.name}: {folder.count} of {n} samples, {spent:.0f} s", file=sys.stderr, flush=True)
     took = folder.manifest
-    return Drawn(folder.structures(n), folder.count, took.get("seconds", 0.0), took.get("threads", 0))
+    return Drawn(folder.samples(n), folder.count, took.get("seconds", 0.0), took.get("threads", 0))

@@ -44,12 +44,19 @@ def _geobfn() -> Kind:
     return Kind(GeoBFNConfig, build, lambda state, model: state)
 
 
+def _regressor() -> Kind:
+    from generative.models.regressor import RegressorConfig, build
+
+    return Kind(RegressorConfig, build, lambda state, model: state)
+
+
 # Each entry imports its model only when asked, so that listing checkpoints needs no network code.
 BUILDERS: dict[str, Callable[[], Kind]] = {
     "diffcsp": _diffcsp,
     "flowmm": _flowmm,
     "crysbfn": _crysbfn,
     "geobfn": _geobfn,
+    "regressor": _regressor,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,18 @@ import torch
 from torch import Tensor
 
 from checkpoints import builders, store
-from chem import datasets
+from chem.datasets import Dataset
+from chem.halves import part_of, training_splits
 from chem.molecules import MoleculeBatch
 from chem.output import PART, usable_folder, write_atomically
 from chem.ragged import RaggedBatch
 from chem.statistics import Statistics, new_elements
+from generative.guidance import adopt, check_names
 from generative.models.crysbfn import CrysBFNConfig
 from generative.models.diffcsp import DiffCSPConfig
 from generative.models.flowmm import FlowMMConfig
 from generative.models.geobfn import GeoBFNConfig
+from generative.models.regressor import RegressorConfig
 from generative.training import TrainSettings, fit, newest
 
 RUN, BEST, LAST = "run.json", "best", "last"
@@ -36,14 +40,7 @@ class Recipe:
 
 
 def _diffcsp(task: str) -> dict[str, Recipe]:
-    small = DiffCSPConfig(
-        task=task,  # type: ignore[arg-type]
-        hidden=256,
-        layers=4,
-        frequencies=32,
-        types="classes",
-        types_weight=0.5,
-    )
+    small = DiffCSPConfig(task=task, hidden=256, layers=4, frequencies=32)  # type: ignore[arg-type]
     paper = DiffCSPConfig(task=task)  # type: ignore[arg-type]
     return {
         "small": Recipe("diffcsp", small, TrainSettings(epochs=115, batch_size=128, precision="bf16", save_every=206)),
@@ -76,6 +73,13 @@ def _geobfn() -> dict[str, Recipe]:
     return {"small": Recipe("geobfn", small, settings), "paper": Recipe("geobfn", GeoBFNConfig(), paper)}
 
 
+def _regressor() -> dict[str, Recipe]:
+    small = RegressorConfig(hidden=64, layers=4)
+    settings = TrainSettings(epochs=60, batch_size=96, precision="bf16", save_every=500)
+    paper = TrainSettings(epochs=1000, batch_size=96, warmup=0)
+    return {"small": Recipe("regressor", small, settings), "paper": Recipe("regressor", RegressorConfig(), paper)}
+
+
 RECIPES: dict[str, dict[str, Recipe]] = {
     "diffcsp-csp": _diffcsp("csp"),
     "diffcsp-ab-initio": _diffcsp("ab-initio"),
@@ -84,6 +88,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     "crysbfn-csp": _crysbfn("csp"),
     "crysbfn-ab-initio": _crysbfn("ab-initio"),
     "geobfn": _geobfn(),
+    "regressor": _regressor(),
 }
 
 
@@ -116,12 +121,11 @@ def train(
     """Run a recipe on a data set and return the checkpoint folder with the weights of the lowest validation loss.
 
     init: start from a checkpoint's weights and statistics (restat: statistics of the new data); its task may be
-    another than the recipe's. Raises ValueError for a folder that holds another run, for one that holds this run unless
-    `resume`, for elements init never saw and for an init of another kind of model.
+    another than the recipe's, and conditions may be added to a model that has none. Raises ValueError for a folder that
+    holds another run, for one that holds this run unless `resume`, for elements init never saw, for an init of another
+    kind of model and for properties that the data lack.
     """
-    train_set, val_set = (datasets.load(data, split, root) for split in ("train", "val"))
-    if not len(val_set):
-        raise ValueError(f"data = '{data}' has no structure in its split val, which training is judged by")
+    train_set, val_set = (_labelled(part, recipe.config) for part in training_splits(data, root))
     start = store.load(init, "cpu") if init is not None else None
     if start is not None and start.kind != recipe.kind:
         raise ValueError(f"init = '{init}' is a {start.kind}, allowed: a {recipe.kind}")
@@ -129,9 +133,15 @@ def train(
     config = recipe.config
     if start is not None:
         config = _carried(start.config, config)
+    columns = _columns(config)
     if start is not None and (new := new_elements(start.statistics, train_set.batch)):
         raise ValueError(f"init = '{init}' was not trained on {', '.join(new)}, which data = '{data}' contains")
-    statistics = start.statistics if start is not None and not restat else Statistics.compute(train_set.batch)
+    statistics = Statistics.compute(train_set.batch)
+    check_names(columns, statistics, "property" if hasattr(config, "property") else "conditions")
+    if start is not None and not restat:
+        added = [name for name in columns if name not in _columns(start.config)]
+        properties = start.statistics.properties | {name: statistics.properties[name] for name in added}
+        statistics = replace(start.statistics, properties=properties)
     chosen = recipe.settings
     settings = replace(
         chosen,
@@ -153,8 +163,8 @@ def train(
         torch.manual_seed(seed)
         model = builders.kind(kind).build(config, statistics)
     if start is not None:
-        model.load_state_dict(builders.kind(kind).transfer(start.model.state_dict(), model))
-
+        trained: Any = start.model
+        adopt(model, trained, builders.kind(kind).transfer)
     for part in (train_set, val_set):
         _check_representable(model, part)
 
@@ -164,8 +174,8 @@ def train(
 
     fit(
         model,
-        _slim(train_set.batch),
-        _slim(val_set.batch),
+        _slim(train_set.batch, columns),
+        _slim(val_set.batch, columns),
         out,
         settings,
         write,
@@ -179,16 +189,36 @@ def train(
 
 def _carried(start: Any, recipe: Any) -> Any:
     """The settings a run begins with that starts from a checkpoint: its own, but for what another task asks."""
+    had, wanted = _columns(start), _columns(recipe)
+    if had and had != wanted and (wanted or hasattr(recipe, "property")):
+        name, same = ("property" if hasattr(recipe, "property") else "conditions"), ",".join(had)
+        raise ValueError(f"{name} = '{','.join(wanted)}', allowed: '{same}', which init was trained with")
+    if wanted and not had:
+        start = replace(start, conditions=wanted)
     if getattr(start, "task", None) == getattr(recipe, "task", None):
         return start
-    asked = {name: getattr(recipe, name) for name in ("task", "types", "types_weight") if hasattr(recipe, name)}
-    return replace(start, **asked)
+    return replace(start, task=recipe.task)
 
 
-def _slim(batch: RaggedBatch) -> RaggedBatch:
-    """What models are trained on, without properties and bonds."""
+def _columns(config: Any) -> tuple[str, ...]:
+    """Properties that a model of this config reads."""
+    return (config.property,) if hasattr(config, "property") else config.conditions
+
+
+def _labelled(data: Dataset[Any], config: Any) -> Dataset[Any]:
+    """The structures that can be trained on or judged by: for a regressor, those whose property is known."""
+    if hasattr(config, "property") and config.property in data.batch.fields:
+        known = (~data.batch[config.property].isnan()).nonzero().squeeze(1)
+        data = data if len(known) == len(data) else part_of(data, known, f"with {config.property}")
+    if not len(data):
+        raise ValueError(f"data = '{data.name}' has no structure in its split {data.split}; training needs one")
+    return data
+
+
+def _slim(batch: RaggedBatch, columns: Sequence[str]) -> RaggedBatch:
+    """What models are trained on, without bonds and other properties than these."""
     bare = batch.without_bonds() if isinstance(batch, MoleculeBatch) else batch
-    return bare.without(*[name for name in bare.fields if name not in FIELDS]).to(torch.float32)
+    return bare.without(*[name for name in bare.fields if name not in (*FIELDS, *columns)]).to(torch.float32)
 
 
 def _check_representable(model: Any, data: Any) -> None:
@@ -208,6 +238,8 @@ def _claim(out: Path, run: dict[str, Any], resume: bool) -> None:
     place = out / RUN
     if place.exists():
         made = json.loads(place.read_text())
+        younger = asdict(builders.kind(run["kind"]).config())  # settings that the run was begun without
+        made["config"] = {**json.loads(json.dumps(younger)), **made["config"]}
         loose = ("threads", "torch")
         differ = [k for k in run if k not in loose and made.get(k) != json.loads(json.dumps(run[k]))]
         if differ:

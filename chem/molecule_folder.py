@@ -41,14 +41,14 @@ class MoleculeFolder(RecordFolder):
         """Samples in the folder."""
         return self._record.count
 
-    def append(self, molecules: Sequence[Mol]) -> None:
+    def append(self, samples: Sequence[Mol]) -> None:
         """Add the next samples; each is whole or absent."""
-        for mol in molecules:
+        for mol in samples:
             self._record.write(mol)
             self._write_sdf(mol)
             self._frames.write(mol)
 
-    def molecules(self, n: int) -> list[Mol]:
+    def samples(self, n: int) -> list[Mol]:
         """The first n samples, read back from the record."""
         out: list[Mol] = []
         with open(self.path / RECORD) as file:
@@ -79,7 +79,7 @@ class MoleculeFolder(RecordFolder):
     def _complete(self) -> None:
         """Write entries and frames that a crash kept from following the record."""
         if self._sdf.count < self.count or self._frames.count < self.count:
-            molecules = self.molecules(self.count)
+            molecules = self.samples(self.count)
             for mol in molecules[self._sdf.count :]:
                 self._write_sdf(mol)
             for mol in molecules[self._frames.count :]:

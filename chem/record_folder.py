@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +39,14 @@ class RecordFolder(ABC):
     @abstractmethod
     def count(self) -> int:
         """Samples in the folder."""
+
+    @abstractmethod
+    def append(self, samples: Sequence[Any]) -> None:
+        """Add the next samples; each is whole or absent."""
+
+    @abstractmethod
+    def samples(self, n: int) -> list[Any]:
+        """The first n samples, read back from the record."""
 
     @abstractmethod
     def close(self) -> None:

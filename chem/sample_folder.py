@@ -43,14 +43,14 @@ class SampleFolder(RecordFolder):
         """Samples in the folder."""
         return self._record.count
 
-    def append(self, structures: Sequence[Structure]) -> None:
+    def append(self, samples: Sequence[Structure]) -> None:
         """Add the next samples; each is whole or absent."""
-        for structure in structures:
+        for structure in samples:
             self._record.write(structure)
             self._frames.write(structure)
             self._write_cif(self.count - 1, structure)
 
-    def structures(self, n: int) -> list[Structure]:
+    def samples(self, n: int) -> list[Structure]:
         """The first n samples, read back from the record."""
         out: list[Structure] = []
         with open(self.path / RECORD) as file:
@@ -87,7 +87,7 @@ class SampleFolder(RecordFolder):
         }
         missing = [i for i in range(self.count) if f"{i:06d}" not in have]
         if missing or self._frames.count < self.count:
-            structures = self.structures(self.count)
+            structures = self.samples(self.count)
             for structure in structures[self._frames.count :]:
                 self._frames.write(structure)
             for i in missing:

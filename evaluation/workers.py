@@ -29,6 +29,11 @@ class Failed:
     reason: str
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def limited_map(
     function: Callable[[Any], Any],
     items: Iterable[Any],
@@ -42,7 +47,7 @@ def limited_map(
     function and start, which runs once in each new process outside the limit, must be importable.
     """
     if processes is None:
-        processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        processes = cores()
     if processes < 0 or not seconds >= MIN_SECONDS:
         raise ValueError(f"processes = {processes}, seconds = {seconds}; allowed: at least 0 and {MIN_SECONDS}")
     if processes and "__main__" in (function.__module__, getattr(start, "__module__", None)):
@@ -58,7 +63,7 @@ def _here(function: Callable[[Any], Any], item: Any) -> Any:
     try:
         return function(item)
     except Exception as error:
-        return Failed(_reason(error))
+        return Failed(reason_of(error))
 
 
 def _in_processes(
@@ -102,10 +107,11 @@ def _result(future: Any, seconds: float) -> Any:
     except BrokenProcessPool as error:
         raise RuntimeError(f"worker processes cannot start ({error}); processes=0 works without them") from error
     except Exception as error:
-        return Failed(_reason(error))
+        return Failed(reason_of(error))
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
+    """Type and message of an error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,36 +22,39 @@ THIN = 1e-3  # ratio of singular values below which a lattice that a model made 
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
-    """A structure as it was given: numbers (N,) int64, frac_coords (N, 3), lattice (3, 3) rows in ångström, float64."""
+class Given:
+    """A structure as it was given: numbers (N,) int64, coords (N, 3) and lattice (3, 3) rows in ångström, float64.
+
+    Coordinates are fractional; those of a molecule, whose lattice has no rows, are Cartesian in ångström.
+    """
 
     numbers: NDArray[np.int64]
-    frac_coords: NDArray[np.float64]
+    coords: NDArray[np.float64]
     lattice: NDArray[np.float64]
 
     @property
     def sha256(self) -> str:
         """Hash of the content, the same for a file and for the structure read from it."""
-        parts = (self.numbers.astype("<i8"), self.frac_coords.astype("<f8"), self.lattice.astype("<f8"))
+        parts = (self.numbers.astype("<i8"), self.coords.astype("<f8"), self.lattice.astype("<f8"))
         return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
 class FixedSites:
-    """Sites of a structure whose elements and fractional coordinates are kept, in the order given."""
+    """Sites of a structure whose elements and coordinates are kept, in the order given."""
 
-    cell: Cell
+    structure: Given
     sites: tuple[int, ...]
 
     @property
     def numbers(self) -> NDArray[np.int64]:
         """(F,) elements of the sites."""
-        return self.cell.numbers[list(self.sites)]
+        return self.structure.numbers[list(self.sites)]
 
     @property
-    def frac_coords(self) -> NDArray[np.float64]:
+    def coords(self) -> NDArray[np.float64]:
         """(F, 3), as they were given."""
-        return self.cell.frac_coords[list(self.sites)]
+        return self.structure.coords[list(self.sites)]
 
 
 def read_lattice(value: Any, argument: str = "lattice") -> NDArray[np.float64] | None:
@@ -83,9 +87,9 @@ def _from_parameters(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return from_parameters(torch.from_numpy(values[:3]), torch.from_numpy(values[3:])).numpy()
 
 
-def read_cell(value: Any, argument: str) -> Cell | None:
+def read_cell(value: Any, argument: str) -> Given | None:
     """The structure of a pymatgen Structure or of a file that holds one."""
-    if value is None or isinstance(value, Cell):
+    if value is None or isinstance(value, Given):
         return value
     from pymatgen.core import Structure
 
@@ -97,22 +101,28 @@ def read_cell(value: Any, argument: str) -> Cell | None:
     numbers, _ = site_arrays(structure, argument)
     lattice = read_lattice(structure.lattice.matrix, f"{argument}: lattice")
     assert lattice is not None
-    return Cell(numbers, np.array(structure.frac_coords, dtype=np.float64).reshape(-1, 3), lattice)
+    return Given(numbers, np.array(structure.frac_coords, dtype=np.float64).reshape(-1, 3), lattice)
 
 
 def _from_file(path: str | Path, argument: str) -> Any:
     from chem.io import read
 
-    records = list(islice(read(path), 2))
-    if len(records) != 1:
-        raise ValueError(f"{argument} = '{path}' holds {'no' if not records else 'several'} structures, allowed: one")
-    if records[0].structure is None:
-        raise ValueError(f"{argument} = '{path}' cannot be read: {records[0].error}")
-    return records[0].structure
+    record = only(read(path), path, argument)
+    return record.structure
 
 
-def read_fixed(value: Any) -> FixedSites | None:
-    """(structure, site indices), or "file.cif:0,1,2"."""
+def only(records: Iterable[Any], path: str | Path, argument: str) -> Any:
+    """The one record of a file; ValueError where there are none or several, or where it could not be read."""
+    first = list(islice(records, 2))
+    if len(first) != 1:
+        raise ValueError(f"{argument} = '{path}' holds {'no' if not first else 'several'} structures, allowed: one")
+    if first[0].error is not None:
+        raise ValueError(f"{argument} = '{path}' cannot be read: {first[0].error}")
+    return first[0]
+
+
+def read_fixed(value: Any, reader: Callable[[Any, str], Given | None] = read_cell) -> FixedSites | None:
+    """(structure, site indices), or "file.cif:0,1,2"; `reader` reads the structure."""
     if value is None:
         return None
     allowed = "(structure, site indices), or FILE:0,1,2"
@@ -123,14 +133,14 @@ def read_fixed(value: Any) -> FixedSites | None:
         raise ValueError(f"fixed = {str(value)[:80]!r}, allowed: {allowed}".replace("\n", " ")) from None
     if not given:
         raise ValueError(f"fixed names no site, allowed: {allowed}")
-    cell = read_cell(source, "fixed")
-    assert cell is not None
+    structure = reader(source, "fixed")
+    assert structure is not None
     for i in given:
-        if not 0 <= i < len(cell.numbers):
-            raise ValueError(f"fixed: site {i}, allowed: 0..{len(cell.numbers) - 1} in this structure")
+        if not 0 <= i < len(structure.numbers):
+            raise ValueError(f"fixed: site {i}, allowed: 0..{len(structure.numbers) - 1} in this structure")
         if given.count(i) > 1:
             raise ValueError(f"fixed: site {i} is named twice")
-    return FixedSites(cell, tuple(given))
+    return FixedSites(structure, tuple(given))
 
 
 def scale_to_volume(lattice: Tensor, target: float) -> Tensor:

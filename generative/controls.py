@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from generative.control_cells import Cell, FixedSites, read_cell, read_fixed, read_lattice
+from generative.control_cells import FixedSites, Given, read_cell, read_fixed, read_lattice
+from generative.control_molecules import read_molecule
 from generative.control_values import element_number, formula_numbers, read_number, read_sizes, read_symbols, symbols_of
 
 # Pairs of which one fixes what the other asks for. Pairs that contradict each other by their values are in `_overlaps`;
@@ -36,7 +37,7 @@ class Controls:
     formula, z: the composition, z formula units. num_atoms: weights of the numbers of atoms. elements: only these
     occur. chemical_system: exactly these, each at least once. forbid: these do not occur. lattice: (3, 3) rows in
     ångström. volume: of the cell in cubic ångström. fixed: sites that come first, in their order, with their elements
-    and fractional coordinates; their lattice is not part of them. init, noise: start from this structure, noised to
+    and coordinates; their lattice is not part of them. init, noise: start from this structure, noised to
     the level noise in (0, 1], instead of from noise alone.
     """
 
@@ -49,7 +50,7 @@ class Controls:
     lattice: NDArray[np.float64] | None = None
     volume: float | None = None
     fixed: FixedSites | None = None
-    init: Cell | None = None
+    init: Given | None = None
     noise: float | None = None
 
     @classmethod
@@ -66,8 +67,13 @@ class Controls:
         fixed: Any = None,
         init: Any = None,
         noise: float | None = None,
+        molecules: bool = False,
     ) -> Controls:
-        """Controls of the arguments of `atomsmith.sample`; ValueError names argument, value and what is allowed."""
+        """Controls of the arguments of `atomsmith.sample`; ValueError names argument, value and what is allowed.
+
+        molecules: whether the structures of fixed and init are molecules.
+        """
+        reader = read_molecule if molecules else read_cell
         system = read_symbols(chemical_system, "chemical_system", "-")
         return cls(
             formula,
@@ -78,8 +84,8 @@ class Controls:
             read_symbols(forbid, "forbid"),
             read_lattice(lattice),
             read_number(volume, "volume"),
-            read_fixed(fixed),
-            read_cell(init, "init"),
+            read_fixed(fixed, reader),
+            reader(init, "init"),
             read_number(noise, "noise", 1),
         )
 
@@ -106,7 +112,7 @@ class Controls:
                 raise ValueError(f"{self.show(name)} conflicts with {self.show('fixed')}, {has}")
         if self.composition is not None and self.fixed is not None:
             self.remaining(self.composition, "formula")
-        if self.init is not None and self.fixed is not None and self.init.sha256 != self.fixed.cell.sha256:
+        if self.init is not None and self.fixed is not None and self.init.sha256 != self.fixed.structure.sha256:
             raise ValueError("fixed conflicts with init: where both are given they must be of the same structure")
         for name in ("num_atoms", "init"):
             if (smallest := self._smallest(name)) is not None and smallest < self.least_atoms:
@@ -165,7 +171,7 @@ class Controls:
             out["chemical_system"] = "-".join(self.chemical_system)
         out["lattice"] = None if self.lattice is None else self.lattice.tolist()
         if self.fixed is not None:
-            out["fixed"] = {"structure": self.fixed.cell.sha256[:16], "sites": list(self.fixed.sites)}
+            out["fixed"] = {"structure": self.fixed.structure.sha256[:16], "sites": list(self.fixed.sites)}
         out["init"] = None if self.init is None else self.init.sha256[:16]
         return out
 

@@ -23,9 +23,11 @@ class Network(nn.Module, ABC):
     """One call maps a noisy batch and times t (B,) to a prediction for each noisy field; knows no schedule.
 
     products: dtype of the large matrix products where the network offers a choice; None is that of its weights.
+    passes: how many times one call runs through the layers.
     """
 
     products: torch.dtype | None = None
+    passes: int = 1
 
     @abstractmethod
     def forward(self, batch: Any, t: Tensor) -> dict[str, Tensor]:
@@ -33,6 +35,10 @@ class Network(nn.Module, ABC):
 
     def prepare(self, batch: Any) -> None:  # noqa: B027
         """Build what depends on the atom counts alone; called once before a sampling loop, where it may sync."""
+
+    def hide(self, batch: Any, generator: Random) -> Any:
+        """What of a clean batch a training step may see: all of it, but where conditions are hidden at random."""
+        return batch
 
 
 class Generator(nn.Module, ABC):
@@ -105,11 +111,26 @@ class Denoiser(Generator):
         second = order == 2 and any(p.deterministic for p in processes)
         per_step = 1 + (correct and any(p.corrects for p in processes)) + second
         readout = any(p.reads_prediction for p in processes)
-        return per_step * (self.steps if steps is None else steps) - second + readout
+        calls = per_step * (self.steps if steps is None else steps) - second + readout
+        return calls * self.network.passes
+
+    def around(
+        self,
+        network: Network,
+        encode: Callable[[Any], Any] | None = None,
+        decode: Callable[[Any], Any] | None = None,
+    ) -> Denoiser:
+        """A denoiser of the same processes around another network; other encode and decode where they are given."""
+        parts = (self.processes, self.times, self.steps, self.weights)
+        made = Denoiser(network, *parts, encode or self.encode, decode or self.decode)
+        made._like = self._like  # not .to(): processes keep what they hold in float64
+        return made.train(self.training)
 
     def losses(self, batch: RaggedBatch, t: Tensor, generator: Random = None) -> dict[str, Tensor]:
         """Loss of each row of each noisy field, (R,), at times t (B,); unweighted."""
         clean = self.encode(batch.to(self.dtype))
+        if self.training:
+            clean = self.network.hide(clean, generator)
         pairs = {f: p.corrupt(clean[f], t, clean.rows(f), generator) for f, p in self.noisy.items()}
         prediction = self.network(clean.replace(**{f: x_t for f, (x_t, _) in pairs.items()}), t)
         return {f: p.loss(prediction[f], pairs[f][1], t, clean.rows(f)) for f, p in self.noisy.items()}
@@ -158,14 +179,12 @@ class Denoiser(Generator):
         return torch.where(given, clean[field].to(x.dtype), x)
 
     def _predict(self, state: RaggedBatch, t: Tensor, clean: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The network's predictions, replaced by the oracle's in given rows whose state is not the datum itself."""
+        """The network's predictions, told of the given rows where the state is not the datum itself."""
         prediction = dict(self.network(state, t))
         for field, known in clean.items():
-            if self.processes[field].clamps:  # its rows will be put back, and a flow reads its frame off them
-                continue
-            truth = self.processes[field].oracle(known, state[field], t, state.rows(field))
-            given = state[f"{field}_given"].reshape(-1, *[1] * (truth.dim() - 1))
-            prediction[field] = torch.where(given, truth, prediction[field])
+            process = self.processes[field]
+            if not process.clamps:  # else its rows will be put back, and a flow reads its frame off them
+                prediction[field] = process.inform(prediction[field], known, state[field], t, state.rows(field))
         return prediction
 
     def _moved(

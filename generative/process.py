@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from chem.ragged import Rows
@@ -18,10 +19,10 @@ from generative.noise import Random
 
 
 class Process(nn.Module, ABC):
-    """Noise on one field: abstract, with three hooks that have a default (`loss`, `readout`, `correct`).
+    """Noise on one field: abstract, with four hooks that have a default (`loss`, `readout`, `correct`, `inform`).
 
     shape: trailing shape of a row. clamps: rows given when sampling hold the data in the state itself; False where
-    the state is not a noisy datum (the beliefs of a Bayesian flow), then only their predictions are given.
+    the state is not a noisy datum (the beliefs of a Bayesian flow), then only predictions are told of them (`inform`).
     reads_prediction: `readout` wants one more network call at t = 1. deterministic: `step` draws nothing and moves
     along the prediction, so that a second-order method may average predictions.
     """
@@ -61,6 +62,12 @@ class Process(nn.Module, ABC):
     def correct(self, x_t: Tensor, prediction: Tensor, t: Tensor, rows: Rows, generator: Random) -> Tensor:
         """A corrector at fixed t; called where `corrects` is True, with a prediction of its own."""
         return x_t
+
+    def inform(self, prediction: Tensor, x: Tensor, x_t: Tensor, t: Tensor, rows: Rows) -> Tensor:
+        """A prediction made at t, told what is given: in these rows of the data x it is the oracle's."""
+        assert rows.given is not None
+        given = rows.given.reshape(-1, *[1] * (prediction.dim() - 1))
+        return torch.where(given, self.oracle(x, x_t, t, rows), prediction)
 
     def readout(self, x: Tensor, prediction: Tensor | None, rows: Rows) -> Tensor:
         """The sample, from the state at t = 1 and, where `reads_prediction` is True, a prediction made there."""

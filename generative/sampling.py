@@ -10,31 +10,31 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from chem.crystals import CrystalBatch
+from chem.ragged import Batch
 from generative.generator import Denoiser
 from generative.noise import UNIT, UnitStreams
-from generative.templates import CrystalTemplates
+from generative.template_base import Templates
 
 
 def sample_batches(
     denoiser: Denoiser,
-    templates: CrystalTemplates,
+    templates: Templates[Batch],
     n: int,
     start: int = 0,
     batch_size: int = 64,
     steps: int | None = None,
     seed: int = 0,
     on_step: Callable[[int], None] | None = None,
-) -> Iterator[tuple[int, CrystalBatch]]:
+) -> Iterator[tuple[int, Batch]]:
     """(index of the first sample, batch) until samples `start` .. n - 1 are all there.
 
     Batches begin at multiples of `batch_size`, so the first one may begin before `start`. On a memory error the batch
     is halved and drawn again; MemoryError names the size where one unit of 16 does not fit. `on_step` is told the
-    number of samples that moved one step. Batches come on the CPU in float64, as `CrystalTemplates.restore` makes them.
+    number of samples that moved one step. Batches come on the CPU in float64, as `Templates.restore` makes them.
     """
     if batch_size < UNIT or batch_size % UNIT:
         raise ValueError(f"batch_size = {batch_size} must be a multiple of {UNIT}")
-    first = start - start % batch_size
+    first = start - start % batch_size if start < n else n
     while first < n:
         size = min(batch_size, n - first)
         counts = templates.counts(first, size)
@@ -48,7 +48,8 @@ def sample_batches(
             if not is_memory_error(error):
                 raise
             if batch_size == UNIT:
-                raise MemoryError(f"{size} cells of up to {max(counts)} atoms do not fit the memory") from error
+                what = f"{size} {templates.noun}s of up to {max(counts)} atoms"
+                raise MemoryError(f"{what} do not fit the memory") from error
             batch_size = batch_size // 2 // UNIT * UNIT or UNIT
             torch.cuda.empty_cache()
             continue

@@ -42,6 +42,28 @@ def _tiny(folder, task: str) -> str:
 
 
 @pytest.fixture(scope="session")
+def tiny_geobfn(tmp_path_factory) -> str:
+    """Folder of a tiny model of molecules with random weights and the statistics of ten small ones."""
+    import torch
+    from ase.build import molecule
+
+    import checkpoints
+    from chem.convert_molecules import from_ase
+    from chem.statistics import Statistics
+    from generative.models.geobfn import GeoBFNConfig, build
+
+    names = ("H2O", "CH4", "NH3", "CH3OH", "C2H6", "C2H4", "HCN", "H2CO", "CO2", "C6H6")
+    config = GeoBFNConfig(hidden=16, layers=2)
+    statistics = Statistics.compute(from_ase([molecule(name) for name in names]))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build(config, statistics)
+    folder = tmp_path_factory.mktemp("models") / "tiny-geobfn"
+    checkpoints.save(folder, "geobfn", config, statistics, model.state_dict(), dtype=torch.float32)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def tiny_csp(tmp_path_factory) -> str:
     """Folder of a tiny structure-prediction model."""
     return _tiny(tmp_path_factory.mktemp("models") / "tiny-csp", "csp")

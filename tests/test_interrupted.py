@@ -27,6 +27,7 @@ from pymatgen.core import Lattice, Structure
 import atomsmith
 import checkpoints
 from chem.io import Writer, read, write
+from chem.molecule_files import read_molecules
 from chem.prepare import prepare
 from chem.row_parsing import pack_rows
 from generative.callbacks import check, newest
@@ -213,6 +214,26 @@ def test_ctrl_c_while_sampling(tiny_csp, tmp_path):
     assert len(made) == count + 5 and record.read_text().startswith(kept)
     assert len(list((tmp_path / "o" / "cif").glob("*.cif"))) == count + 5
     assert sum(1 for _ in read(tmp_path / "o" / "samples.extxyz")) == count + 5
+
+
+def test_ctrl_c_while_sampling_molecules(tiny_geobfn, tmp_path):
+    """Also while bonds are perceived: no process is left, and every file holds the same samples."""
+    record = tmp_path / "o" / "samples.jsonl"
+    sizes = ["-n", 6400, "--num-atoms", 5, "--steps", 20, "--batch-size", 16]
+    with command(["sample", tiny_geobfn, *sizes, "--out", "o"], tmp_path) as process:
+        code, err = interrupt(process, lambda: record.exists() and record.stat().st_size > 0)
+        end = time.monotonic() + 10
+        while _children(process.pid) and time.monotonic() < end:
+            time.sleep(0.05)
+        workers = _children(process.pid)
+    kept = record.read_text()
+    count = len(kept.splitlines())
+    assert code == 1 and 0 < count < 6400 and workers == []
+    assert err == f"atomsmith: interrupted; {count} of 6400 samples are in 'o'; the same call continues\n"
+    made = atomsmith.sample(tiny_geobfn, count + 5, num_atoms=5, steps=20, batch_size=16, out=tmp_path / "o")
+    assert len(made) == count + 5 and record.read_text().startswith(kept)
+    for name in ("sdf", "extxyz"):
+        assert sum(1 for _ in read_molecules(tmp_path / "o" / f"samples.{name}")) == count + 5
 
 
 def test_ctrl_c_while_training(tmp_path):

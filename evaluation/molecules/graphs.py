@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evaluation.protocols import MoleculeProtocol
-from evaluation.workers import Failed, limited_map
+from evaluation.workers import Failed, cores, limited_map
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,6 +68,8 @@ def graphs(
     """
     tasks = _tasks(batch, bonds)
     chunks = [tasks[i : i + CHUNK] for i in range(0, len(tasks), CHUNK)]
+    if processes is None:
+        processes = min(cores(), len(chunks))  # each starts, whether there is work for it or not
     start, work = partial(_start, protocol.memory), partial(judge, reach=protocol.reach)
     found: list[Graph | None] = []
     for chunk, result in zip(chunks, limited_map(work, chunks, protocol.seconds, processes, start), strict=True):

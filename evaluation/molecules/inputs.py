@@ -27,6 +27,7 @@ def gather_molecules(source: Any, argument: str = "structures_or_files") -> Item
     ids: list[str] = []
     errors, sources, parts = [], [], []
     place: list[int | None] = []
+    conditions: list[dict[str, float]] = []
     for one, name, origin, error in _records(source, argument):
         if one is not None and not error:
             try:
@@ -35,6 +36,7 @@ def gather_molecules(source: Any, argument: str = "structures_or_files") -> Item
                 one, error = None, f"cannot be used: {reason}"
         place.append(None if one is None or error else len(parts) - 1)
         ids.append(name if name is not None else str(len(ids)))
+        conditions.append({} if one is None else _conditions(one))
         errors.append(error)
         sources.append(origin)
     if not ids:
@@ -45,7 +47,8 @@ def gather_molecules(source: Any, argument: str = "structures_or_files") -> Item
     numbers, positions, charges, bonds = zip(*parts, strict=True)
     given = bonds if any(len(order) for _, order in bonds) else None
     batch = batch_from_arrays(numbers, positions, charges if any(q.any() for q in charges) else None, given)
-    return Items(batch, place, ids, [None] * len(ids), errors, sources, f"{len(ids)} molecules given")
+    name = f"{len(ids)} molecules given"
+    return Items(batch, place, ids, [None] * len(ids), errors, sources, name, conditions)
 
 
 # a reference of molecules is the training set unless it says otherwise: that is what novelty is measured against
@@ -67,6 +70,14 @@ def _arrays(one: Any) -> tuple[Any, ...]:
     numbers, none = batch["atomic_numbers"].numpy(), (np.zeros((0, 2), np.int64), np.zeros(0))
     charges = batch["charges"].numpy() if "charges" in batch.fields else np.zeros_like(numbers)
     return numbers, batch["pos"].numpy(), charges, none
+
+
+def _conditions(one: Any) -> dict[str, float]:
+    """What a molecule says that it was asked for."""
+    from chem.molecule_text import get_properties
+
+    said = (get_properties(one) if hasattr(one, "GetAtoms") else one.info).get("conditions")
+    return said if isinstance(said, dict) else {}
 
 
 def _records(source: Any, argument: str) -> Iterator[tuple[Any, str | None, str, str]]:

@@ -19,7 +19,7 @@ from chem.crystals import CrystalBatch
 from chem.ragged import Rows
 from generative.backbone.fast import plan_of, run_layers
 from generative.backbone.gemm import use_onednn
-from generative.backbone.layers import PairLayer, gram, plain_layers
+from generative.backbone.layers import PairLayer, conditioned, gram, plain_layers
 from generative.generator import Network
 
 ELEMENTS = 100
@@ -81,7 +81,7 @@ class CSPNet(Network):
         """Initial node state (M, H)."""
         given = batch["types"] if self.types else batch["atomic_numbers"] - 1
         time = self.time_embedding(t)[batch["batch"]]
-        return self.atom_latent_emb(torch.cat([self.node_embedding(given), time], 1))
+        return conditioned(self.atom_latent_emb(torch.cat([self.node_embedding(given), time], 1)), batch)
 
     def heads(self, h: Tensor, lattice: Tensor, rows: Rows) -> dict[str, Tensor]:
         """Predictions from the final node state (M, H); the lattice head multiplies the lattice: it rotates with it."""

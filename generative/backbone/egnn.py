@@ -23,23 +23,24 @@ from chem.molecules import MoleculeBatch
 from chem.ragged import Rows
 from generative.backbone.egnn_fast import plan_of, run_layers, unit_differences
 from generative.backbone.gemm import use_onednn
-from generative.backbone.layers import complete_edges
+from generative.backbone.layers import complete_edges, conditioned
 from generative.generator import Network
 
 RANGE = 15.0  # R: EDM divides it by the number of layers on paper and not in its code
 
 
 class EGNNLayer(nn.Module):
-    """Parameters of one layer; the arithmetic is in `EGNN.plain` and in egnn_fast.py."""
+    """Parameters of one layer; the arithmetic is in `EGNN.plain` and in egnn_fast.py. moves: whether atoms move."""
 
-    def __init__(self, hidden: int, attention: bool = False):
+    def __init__(self, hidden: int, attention: bool = False, moves: bool = True):
         super().__init__()
         inputs = 2 * hidden + 2
         self.edge_mlp = nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
         self.node_mlp = nn.Sequential(nn.Linear(2 * hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
         last = nn.Linear(hidden, 1, bias=False)
         nn.init.xavier_uniform_(last.weight, gain=0.001)  # the first steps of a training hardly move an atom
-        self.coord_mlp = nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), last)
+        coord_mlp = nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), last)
+        self.coord_mlp = coord_mlp if moves else None
         self.gate = nn.Linear(hidden, 1) if attention else None
 
 
@@ -77,7 +78,7 @@ class EGNN(Network):
 
     def embed(self, batch: MoleculeBatch, t: Tensor) -> Tensor:
         """Initial node state (M, H)."""
-        return self.embedding(torch.cat([self.features(batch), t[batch["batch"]].unsqueeze(1)], 1))
+        return conditioned(self.embedding(torch.cat([self.features(batch), t[batch["batch"]].unsqueeze(1)], 1)), batch)
 
     def heads(self, h: Tensor, moved: Tensor, rows: Rows) -> dict[str, Tensor]:
         """Predictions from the final node state (M, H) and the way (M, 3) that the atoms have gone."""
@@ -113,6 +114,7 @@ class EGNN(Network):
                 message = layer.gate(message).sigmoid() * message
             total = torch.zeros_like(h).index_add(0, i, message) / self.normalization
             h = h + layer.node_mlp(torch.cat([h, total], 1))
-            s = self.bound(layer.coord_mlp(torch.cat([h[i], h[j], square], 1)))
-            moved = moved.index_add(0, i, s * unit / self.normalization)
+            if layer.coord_mlp is not None:
+                s = self.bound(layer.coord_mlp(torch.cat([h[i], h[j], square], 1)))
+                moved = moved.index_add(0, i, s * unit / self.normalization)
         return self.heads(h, moved, batch.rows("pos"))

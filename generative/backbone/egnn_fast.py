@@ -69,6 +69,8 @@ def run_layers(net: Layers, batch: RaggedBatch, h: Tensor) -> tuple[Tensor, Tens
         weights = edge_weights(layer.edge_mlp, layer.gate, dtype)
         total = messages(weights, h, squares, others, plan) / net.normalization
         h = h + node_mlp(layer.node_mlp, torch.cat([h, total], 1).to(dtype)).to(h.dtype)
+        if layer.coord_mlp is None:
+            continue
         weights = edge_weights(layer.coord_mlp, layer.coord_mlp[4], dtype)
         s = net.bound(scores(weights, h, squares, plan))
         moved = moved + sums(s.unsqueeze(1) * unit, plan) / net.normalization

@@ -15,7 +15,7 @@ from chem.crystals import CrystalBatch
 from generative.backbone.cspnet import ELEMENTS
 from generative.backbone.fast import plan_of, run_layers
 from generative.backbone.gemm import use_onednn
-from generative.backbone.layers import PairLayer, plain_layers
+from generative.backbone.layers import PairLayer, conditioned, plain_layers
 from generative.generator import Network
 
 CELL = 6  # numbers of a cell
@@ -77,7 +77,7 @@ class FlowMMNet(Network):
         """The batch with the lattice of its cell, the initial node state (M, H), features of structures (B, 6 + H)."""
         given = batch["types"] if self.bits else batch["atomic_numbers"] - 1
         time = self.time_embedding(t.unsqueeze(1))[batch["batch"]]
-        h = self.atom_latent_emb(torch.cat([self.node_embedding(given), time], 1))
+        h = conditioned(self.atom_latent_emb(torch.cat([self.node_embedding(given), time], 1)), batch)
         size = self.size_embedding(batch["num_atoms"].clamp(1, ELEMENTS) - 1)
         structure = torch.cat([(batch["cell"] - self.mean) / self.std, size], 1)
         return batch.replace(lattice=self.to_lattice(batch["cell"])), h, structure

@@ -57,6 +57,12 @@ class LayerStack(Protocol):
         ...
 
 
+def conditioned(h: Tensor, batch: RaggedBatch) -> Tensor:
+    """The initial node state (M, H) plus the field `condition` (B, H) of its structure, where the batch has one."""
+    shift = batch.fields.get("condition")
+    return h if shift is None else h + shift[batch["batch"]]
+
+
 def gram(batch: CrystalBatch) -> Tensor:
     """L L^T of every structure, (B, 3, 3): what rotations leave of a lattice."""
     return batch["lattice"] @ batch["lattice"].transpose(1, 2)

@@ -24,9 +24,10 @@ from chem.statistics import Statistics
 from generative.backbone.cspnet import ELEMENTS
 from generative.backbone.fast import plan_of, run_layers
 from generative.backbone.gemm import use_onednn
-from generative.backbone.layers import PairLayer
+from generative.backbone.layers import PairLayer, conditioned
 from generative.decoding import carry_given, choose_elements, element_mask
 from generative.generator import Denoiser, Network, Times
+from generative.guidance import conditional
 from generative.process import Fixed, Process
 from generative.processes.bayesian import CategoricalFlow, ContinuousFlow
 from generative.processes.circular import FAINTEST, CircularFlow, read_belief
@@ -42,7 +43,7 @@ class CrysBFNConfig:
     task: "csp" (composition given) or "ab-initio". steps: of sampling, by default; resolution: T of the accuracies.
     beta_coords: concentration at t = 1. sigma_cell: deviation at t = 1. beta_types: accuracy of elements at t = 1.
     sampler: "flow" (the paper's) or "bayes". The weights, ours, bring the parts, in nats of 1000 messages, to order
-    one: clipping by value is no stranger to a common factor.
+    one: clipping by value is no stranger to a common factor. conditions: properties it can be asked for (guidance.py).
     """
 
     task: Literal["csp", "ab-initio"] = "csp"
@@ -59,6 +60,7 @@ class CrysBFNConfig:
     lattice_weight: float = 0.002
     coords_weight: float = 0.002
     types_weight: float = 0.05
+    conditions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, allowed in (("task", ("csp", "ab-initio")), ("sampler", ("flow", "bayes"))):
@@ -107,7 +109,7 @@ class CrysBFNNet(Network):
         sureness = ((concentration + FAINTEST).log() - faintest) / (math.log(self.beta) - faintest)
         given = 2 * batch["types"].exp() - 1 if self.types else batch["atomic_numbers"] - 1
         time = self.time_embedding(t.unsqueeze(1))[batch["batch"]]
-        h = self.atom_latent_emb(torch.cat([self.node_embedding(given), time, sureness], 1))
+        h = conditioned(self.atom_latent_emb(torch.cat([self.node_embedding(given), time, sureness], 1)), batch)
         rows = batch.rows("frac_coords")
         h = self.final_layer_norm(run_layers(self, batch.replace(frac_coords=mean), h, batch["cell"]))
         out = {"frac_coords": mean + self.coord_out(h), "cell": self.cell_out(rows.mean(h))}
@@ -158,7 +160,8 @@ def build(config: CrysBFNConfig, statistics: Statistics) -> Denoiser:
         processes["atomic_numbers"] = Fixed(())
     encode, decode = coders(config, statistics)
     weights = {field: weights[field] for field in processes if field in weights}
-    return Denoiser(CrysBFNNet(config), processes, Times(config.resolution), config.steps, weights, encode, decode)
+    network = conditional(CrysBFNNet(config), config.hidden, config.conditions, statistics)
+    return Denoiser(network, processes, Times(config.resolution), config.steps, weights, encode, decode)
 
 
 def transfer(state: dict[str, Tensor], model: Denoiser) -> dict[str, Tensor]:

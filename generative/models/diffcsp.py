@@ -3,8 +3,7 @@
 Representation: the 3 x 3 lattice in ångström as it is (rows, Niggli cells), fractional coordinates, elements as one-hot
 vectors of 100. Deviations from the published code: sigma-norms by quadrature instead of Monte-Carlo; clean lattices
 and one-hot vectors implied by the predicted noise are clipped to the range of the data (`clip`), which leaves the
-steps near the data unchanged and keeps coarse grids finite; elements that the training set lacks are never emitted;
-`types="classes"` predicts elements as classes instead of the noise on them (an option, measured in docs/decisions.md).
+steps near the data unchanged and keeps coarse grids finite; elements that the training set lacks are never emitted.
 """
 
 from __future__ import annotations
@@ -23,8 +22,9 @@ from chem.statistics import Statistics
 from generative.backbone.cspnet import ELEMENTS, CSPNet, SinusoidalSteps
 from generative.decoding import carry_given, choose_elements, element_mask
 from generative.generator import Denoiser, Times
+from generative.guidance import conditional
 from generative.process import Fixed, Process
-from generative.processes.gaussian import NoisyClasses, VariancePreserving
+from generative.processes.gaussian import VariancePreserving
 from generative.processes.wrapped import WrappedNormal
 
 
@@ -34,8 +34,7 @@ class DiffCSPConfig:
 
     task: "csp" (composition given) or "ab-initio". steps: T. step_size: gamma of the corrector, by default 1e-5 for
     csp and 5e-6 ab initio (MP-20; Perov-5 5e-7 and 1e-6, Carbon-24 5e-6 and 1e-5). A weight of 0 freezes a field:
-    it is never noised, and is given when sampling. types: "noise" (the paper's) or "classes", for which types_weight is
-    that of a cross-entropy in nats.
+    it is never noised, and is given when sampling. conditions: properties it can be asked for (guidance.py).
     """
 
     task: Literal["csp", "ab-initio"] = "csp"
@@ -50,14 +49,12 @@ class DiffCSPConfig:
     lattice_weight: float = 1.0
     coords_weight: float = 1.0
     types_weight: float = 20.0
-    types: Literal["noise", "classes"] = "noise"
     clip: bool = True
+    conditions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.task not in ("csp", "ab-initio"):
             raise ValueError(f"task = '{self.task}', allowed: csp, ab-initio")
-        if self.types not in ("noise", "classes"):
-            raise ValueError(f"types = '{self.types}', allowed: noise, classes")
         for name in ("hidden", "layers", "frequencies", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, allowed: >= 1")
@@ -82,12 +79,6 @@ def decoder(statistics: Statistics) -> Callable[[CrystalBatch], CrystalBatch]:
     return decode
 
 
-def _types(config: DiffCSPConfig, statistics: Statistics) -> Process:
-    if config.types == "classes":
-        return NoisyClasses([statistics.elements.get(z + 1, 0) for z in range(ELEMENTS)], config.steps)
-    return VariancePreserving((ELEMENTS,), config.steps, (0.0, 1.0) if config.clip else None)
-
-
 def build(config: DiffCSPConfig, statistics: Statistics) -> Denoiser:
     """The untrained model."""
     types = config.task == "ab-initio"
@@ -108,7 +99,7 @@ def build(config: DiffCSPConfig, statistics: Statistics) -> Denoiser:
     }
     weights = {"lattice": config.lattice_weight, "frac_coords": config.coords_weight}
     if types:
-        processes["types"] = _types(config, statistics)
+        processes["types"] = VariancePreserving((ELEMENTS,), config.steps, (0.0, 1.0) if config.clip else None)
         weights["types"] = config.types_weight
     else:
         processes["atomic_numbers"] = Fixed(())
@@ -116,7 +107,7 @@ def build(config: DiffCSPConfig, statistics: Statistics) -> Denoiser:
         if weight == 0:
             processes[field] = Fixed(processes[field].shape)
     return Denoiser(
-        network,
+        conditional(network, config.hidden, config.conditions, statistics),
         processes,
         Times(config.steps),
         config.steps,

@@ -27,6 +27,7 @@ from generative.backbone.cspnet import ELEMENTS
 from generative.backbone.flownet import FlowMMNet
 from generative.decoding import carry_given, choose_elements, element_mask
 from generative.generator import Denoiser, Times
+from generative.guidance import conditional
 from generative.process import Fixed, Process
 from generative.processes.bases import (
     EuclideanBase,
@@ -47,6 +48,7 @@ class FlowMMConfig:
     task: "csp" (composition given) or "ab-initio". lattice: "parameters" (the paper's), "log-strain" (CrystalFlow) or
     "matrix". steps: default number of steps. coords_slope, cell_slope: of the gain when sampling; by default 10 for
     csp and 5 ab initio, and 0. assign: exchange base coordinates among atoms of one element for short paths.
+    conditions: properties it can be asked for (guidance.py).
     """
 
     task: Literal["csp", "ab-initio"] = "csp"
@@ -62,6 +64,7 @@ class FlowMMConfig:
     lattice_weight: float = 1.0
     coords_weight: float = 2.5
     types_weight: float = 7.0
+    conditions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, allowed in (("task", ("csp", "ab-initio")), ("lattice", tuple(VECTORS))):
@@ -148,7 +151,7 @@ def build(config: FlowMMConfig, statistics: Statistics) -> Denoiser:
         COORDS_SCALE,
     )
     return Denoiser(
-        network,
+        conditional(network, config.hidden, config.conditions, statistics),
         processes,
         Times(),
         config.steps,

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from chem.molecules import MoleculeBatch, centered
 from chem.statistics import Statistics
+from generative.backbone.cspnet import ELEMENTS
 from generative.backbone.egnn import EGNN
-from generative.decoding import carry_given
+from generative.decoding import carry_given, choose_elements, element_mask
 from generative.generator import Denoiser, Times
+from generative.guidance import conditional
 from generative.process import Process
-from generative.processes.bayesian import CategoricalFlow, ContinuousFlow, DiscretisedFlow
+from generative.processes.bayesian import CategoricalFlow, ContinuousFlow, DiscretisedFlow, bin_centers
 
 LENGTH = 2.0  # ångström
 BASIS, REACH = 16, 2.0  # Gaussians that show the network the mean of an atomic number, over [-2, 2]
@@ -34,7 +36,7 @@ class GeoBFNConfig:
 
     types: how elements are represented. sigma_pos, sigma_types: deviations at t = 1. beta_types: accuracy of
     categorical elements at t = 1. attention, bounded: of the EGNN. steps: of sampling, by default. sampler: "bayes"
-    (the paper's) or "flow", for few steps.
+    (the paper's) or "flow", for few steps. conditions: properties it can be asked for (guidance.py).
     """
 
     types: Literal["discretised", "categorical"] = "discretised"
@@ -49,6 +51,7 @@ class GeoBFNConfig:
     sampler: Literal["bayes", "flow"] = "bayes"
     pos_weight: float = 1.0
     types_weight: float = 1.0
+    conditions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, allowed in (("types", ("discretised", "categorical")), ("sampler", ("bayes", "flow"))):
@@ -85,8 +88,12 @@ class ClassFeatures(nn.Module):
 def coders(
     config: GeoBFNConfig, elements: list[int]
 ) -> tuple[Callable[[MoleculeBatch], MoleculeBatch], Callable[[MoleculeBatch], MoleculeBatch]]:
-    """`encode` and `decode` between molecules and beliefs' data: centred positions in units of 2 Å, and `types`."""
+    """`encode` and `decode` between molecules and beliefs' data: positions in units of 2 Å, and `types`.
+
+    Positions are centred, but where some are given: then these say where the origin is.
+    """
     known, bins = torch.tensor(elements), max(elements)
+    seen, centers = element_mask(set(elements)), bin_centers(bins)[known - 1]
 
     def encode(batch: MoleculeBatch) -> MoleculeBatch:
         if "pos" in batch.fields:
@@ -105,9 +112,11 @@ def coders(
     def decode(batch: MoleculeBatch) -> MoleculeBatch:
         types = batch["types"]
         if config.types == "discretised":
-            numbers = (((types + 1) * bins + 1) / 2).round().long()
+            scores = -(types.unsqueeze(1) - centers.to(types)).abs()
         else:
-            numbers = known.to(types.device)[types.argmax(1)]
+            scores = types.clamp(min=torch.finfo(types.dtype).tiny).log()
+        every = scores.new_full((len(scores), ELEMENTS), -torch.inf)
+        numbers = choose_elements(every.index_copy(1, known.to(types.device) - 1, scores), batch, seen)
         return batch.replace(atomic_numbers=numbers, pos=batch["pos"] * LENGTH).without("types")
 
     return encode, decode
@@ -116,16 +125,18 @@ def coders(
 def build(config: GeoBFNConfig, statistics: Statistics) -> Denoiser:
     """The untrained model; samples have the elements of the training set alone."""
     elements = sorted(statistics.elements)
+    if elements[-1] > ELEMENTS:
+        raise ValueError(f"statistics: the training set has the element {elements[-1]}, allowed: 1..{ELEMENTS}")
     features: nn.Module
     types: Process
     if config.types == "discretised":
         features, inputs, outputs = NumberFeatures(), BASIS, 2
-        allowed = [z - 1 for z in elements]
-        types = DiscretisedFlow(max(elements), (), config.sigma_types, allowed, sampler=config.sampler)
+        types = DiscretisedFlow(max(elements), (), config.sigma_types, sampler=config.sampler)
     else:
         features, inputs, outputs = ClassFeatures(), len(elements), len(elements)
         types = CategoricalFlow(len(elements), config.beta_types, sampler=config.sampler)
-    network = EGNN(config.hidden, config.layers, features, inputs, {"types": outputs}, config.attention, config.bounded)
+    egnn = EGNN(config.hidden, config.layers, features, inputs, {"types": outputs}, config.attention, config.bounded)
+    network = conditional(egnn, config.hidden, config.conditions, statistics)
     processes: dict[str, Process] = {
         "pos": ContinuousFlow((3,), config.sigma_pos, centered=True, sampler=config.sampler),
         "types": types,

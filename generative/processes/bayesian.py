@@ -185,6 +185,12 @@ class ContinuousFlow(GaussianBelief):
         a, b = self._linear(t, rows, x)
         return (x - a * x_t) / b
 
+    def inform(self, prediction: Tensor, x: Tensor, x_t: Tensor, t: Tensor, rows: Rows) -> Tensor:
+        if self.centered:  # the network knows no origin: its molecule is moved to where the given rows are
+            error = self.oracle(x, x_t, t, rows) - prediction
+            prediction = prediction + error - rows.anchor(error)
+        return super().inform(prediction, x, x_t, t, rows)
+
     def estimate(self, x_t: Tensor, prediction: Tensor, t: Tensor, rows: Rows) -> Tensor:
         a, b = self._linear(t, rows, x_t)
         x = rows.move(x_t, a * x_t + b * self._clip(prediction, t, rows))
@@ -211,15 +217,14 @@ def bin_probabilities(mean: Tensor, std: Tensor, bins: int) -> Tensor:
 
 @final
 class DiscretisedFlow(GaussianBelief):
-    """Integers as the centres of K bins of [-1, 1] (`bin_centers`); the sample is the nearest allowed centre.
+    """Integers as the centres of K bins of [-1, 1] (`bin_centers`).
 
     Predictions (R, *shape, 2) are mean and log deviation of the noise; they stand for probabilities of the bins,
     and the message is about the centre nearest to their mean: bins drawn at random favour the outer two early on.
-    allowed: indices, from 0, of the bins that samples may have; None for all. Subspaces are refused.
+    The sample is their mean, of which a decoder takes the nearest centre that is allowed. Subspaces are refused.
     """
 
     centers: Tensor
-    choices: Tensor
     LOG_STD = (math.log(1e-6), math.log(4.0))
 
     def __init__(
@@ -227,17 +232,14 @@ class DiscretisedFlow(GaussianBelief):
         bins: int,
         shape: Sequence[int] = (),
         sigma_1: float = 0.15,
-        allowed: Sequence[int] | None = None,
         steps: int | None = None,
         sampler: Literal["bayes", "flow"] = "bayes",
     ) -> None:
         super().__init__(shape, sigma_1, False, steps, sampler)
-        chosen = range(bins) if allowed is None else sorted(set(allowed))
-        if not chosen or chosen[0] < 0 or chosen[-1] >= bins:
-            raise ValueError(f"allowed = {list(chosen)}, allowed: at least one index in 0..{bins - 1}")
+        if bins < 1:
+            raise ValueError(f"bins = {bins}, allowed: >= 1")
         self.bins = bins
         self.register_buffer("centers", bin_centers(bins), persistent=False)
-        self.register_buffer("choices", bin_centers(bins)[list(chosen)], persistent=False)
 
     def probabilities(self, mu: Tensor, prediction: Tensor, t: Tensor, rows: Rows) -> Tensor:
         """Probabilities of the bins, (R, *shape, K)."""
@@ -271,20 +273,17 @@ class DiscretisedFlow(GaussianBelief):
         c, d = self._log_scale(t, rows, x)
         return torch.stack([(x - a * x_t) / b, ((self.LOG_STD[0] - c) / d).expand_as(x)], -1)
 
-    def _nearest(self, x: Tensor, centers: Tensor) -> Tensor:
-        centers = centers.to(x.dtype)
-        return centers[(x.unsqueeze(-1) - centers).abs().argmin(-1)]
-
     def expected(self, mu: Tensor, prediction: Tensor, t: Tensor, rows: Rows) -> Tensor:
         """Mean of the centres under the predicted probabilities, (R, *shape)."""
         return self.probabilities(mu, prediction, t, rows) @ self.centers.to(mu.dtype)
 
     def estimate(self, x_t: Tensor, prediction: Tensor, t: Tensor, rows: Rows) -> Tensor:
-        return self._nearest(self.expected(x_t, prediction, t, rows), self.centers)
+        x, centers = self.expected(x_t, prediction, t, rows), self.centers.to(x_t.dtype)
+        return centers[(x.unsqueeze(-1) - centers).abs().argmin(-1)]
 
     def readout(self, x: Tensor, prediction: Tensor | None, rows: Rows) -> Tensor:
         assert prediction is not None
-        return self._nearest(self.expected(x, prediction, x.new_ones(rows.num_structures), rows), self.choices)
+        return self.expected(x, prediction, x.new_ones(rows.num_structures), rows)
 
     def loss(self, prediction: Tensor, target: Tensor, t: Tensor, rows: Rows) -> Tensor:
         x, mu, y = target.unbind(-1)

@@ -237,7 +237,7 @@ def test_folder_of_samples_continues_after_a_crash(tmp_path, mols):
     folder.append(mols[3:])
     folder.note(n=folder.count)
     folder.close()
-    back = MoleculeFolder(tmp_path / "out", request).molecules(9)
+    back = MoleculeFolder(tmp_path / "out", request).samples(9)
     assert [get_properties(m)["index"] for m in back] == [0, 1, 2, 3, 4]
     assert torch.equal(from_rdkit(back)["pos"], from_rdkit(mols)["pos"])
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["n"] == 5
@@ -253,7 +253,7 @@ def test_a_sample_without_finite_coordinates_stays_in_every_file(tmp_path, mols)
     folder = MoleculeFolder(tmp_path / "out", {})
     folder.append([broken, mols[1]])
     folder.close()
-    assert len(MoleculeFolder(tmp_path / "out", {}).molecules(2)) == 2
+    assert len(MoleculeFolder(tmp_path / "out", {}).samples(2)) == 2
     for name in ("samples.sdf", "samples.extxyz", "samples.jsonl"):
         first, second = errors(tmp_path / "out" / name)
         assert first is not None and second is None
@@ -272,7 +272,7 @@ def test_a_sample_that_sdf_cannot_hold_is_there_without_bonds(tmp_path, mols, mo
     found = [record.molecule for record in read_molecules(tmp_path / "out" / "samples.sdf")]
     assert [mol.GetNumBonds() for mol in found] == [0, 8] and found[0].GetNumAtoms() == 3
     assert folder.manifest["without_bonds"] == {"0": "no triple bonds"}
-    assert [mol.GetNumBonds() for mol in folder.molecules(2)] == [2, 8]
+    assert [mol.GetNumBonds() for mol in folder.samples(2)] == [2, 8]
 
 
 def test_kinds_are_told_apart(tmp_path, mols):

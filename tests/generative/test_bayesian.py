@@ -38,7 +38,7 @@ CASES = {
     "continuous, bounds, n steps": Case(ContinuousFlow((3,), bounds=(-2.0, 2.0), steps=20), POS),
     "continuous, flow": Case(ContinuousFlow((3,), 0.02, sampler="flow"), POS),
     "discretised": Case(DiscretisedFlow(9), CHARGE),
-    "discretised, n steps": Case(DiscretisedFlow(9, steps=20, allowed=[0, 5, 8]), CHARGE),
+    "discretised, n steps": Case(DiscretisedFlow(9, steps=20), CHARGE),
     "discretised, matrix, flow": Case(DiscretisedFlow(9, (3, 1), sampler="flow"), CHARGE.reshape(1, 3, 1)),
     "categorical": Case(CategoricalFlow(5), TYPES),
     "categorical, n steps": Case(CategoricalFlow(5, 0.5, steps=20), TYPES),
@@ -51,7 +51,7 @@ RESTRICTED = {
 }
 LEAVES: dict[str, Callable[..., BayesianFlow]] = {
     "lattice": lambda **o: ContinuousFlow((3, 3), **o),
-    "charge": lambda **o: DiscretisedFlow(9, allowed=[0, 5, 6, 7, 8], **o),
+    "charge": lambda **o: DiscretisedFlow(9, **o),
     "types": lambda **o: CategoricalFlow(4, **o),
     "frac_coords": lambda **o: CircularFlow(**{"steps": 100} | o),
 }
@@ -118,7 +118,7 @@ def test_refused_subspace(field: str) -> None:
         (lambda: ContinuousFlow((3,), predicts="score"), "predicts = 'score', allowed: noise, data"),
         (lambda: ContinuousFlow((3,), sampler="ode"), "sampler = 'ode', allowed: bayes, flow"),
         (lambda: ContinuousFlow((3,), steps=0), "steps = 0, allowed: >= 1"),
-        (lambda: DiscretisedFlow(9, allowed=[3, 9]), r"allowed = \[3, 9\], allowed: at least one index in 0\.\.8"),
+        (lambda: DiscretisedFlow(0), "bins = 0, allowed: >= 1"),
         (lambda: CategoricalFlow(1), "classes = 1, beta_1 = 2.0, allowed: at least 2 classes"),
     ],
 )
@@ -306,16 +306,19 @@ def test_sum_of_the_continuous_losses() -> None:
 
 
 def test_nearest_centre() -> None:
-    """Messages go to the centre nearest to the mean, samples to the nearest one that is allowed."""
-    process = DiscretisedFlow(9, allowed=[0, 5, 6, 7, 8])
+    """Messages go to the centre nearest to the mean, which is the sample."""
+    process = DiscretisedFlow(9)
     x, rows = Case(process, bin_centers(9)).many(9)
     one = at(1, rows, x)
     sure = process.oracle(x, x, one, rows)
     assert torch.equal(process.estimate(x, sure, one, rows), x)
-    assert torch.equal(process.readout(x, sure, rows), x[[0, 0, 0, 5, 5, 5, 6, 7, 8]])
+    torch.testing.assert_close(process.readout(x, sure, rows), x, rtol=0, atol=1e-12)
     vague = torch.stack([0 * x, 0 * x + 4], -1)
     torch.testing.assert_close(process.expected(0 * x, vague, one, rows), 0 * x, rtol=0, atol=1e-12)
     assert torch.equal(process.estimate(0 * x, vague, one, rows), 0 * x + x[4])
+    between = torch.stack([(x - 0.03) / process._noise_to_data(one, rows, x)[1], 0 * x - 0.5], -1)
+    assert torch.equal(process.estimate(0 * x, between, one, rows), process.estimate(x, sure, one, rows))
+    assert float((process.readout(0 * x, between, rows) - x).abs().max()) > 1e-3
 
 
 def test_centered() -> None:
@@ -543,7 +546,6 @@ PLANTED: dict[str, Callable[[], object]] = {
     "bins": lambda: suite.check_chain(Case(DrawnBins(9), CHARGE)),
     "goldens of updates": lambda: suite.check_chain(Case(LinearAccuracy(5), TYPES)),
     "global noise": lambda: suite.check_generator(Case(GlobalClass(5), TYPES)),
-    "readout ignores what is allowed": lambda: suite.check_data_end(Case(DiscretisedFlow(9, allowed=[0, 5]), CHARGE)),
 }
 
 

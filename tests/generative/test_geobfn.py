@@ -6,8 +6,9 @@ from torch import Tensor
 
 from chem.molecules import MoleculeBatch
 from chem.statistics import Statistics
-from generative.generator import Denoiser
+from generative.generator import Denoiser, Network, Times
 from generative.models.geobfn import GeoBFNConfig, build
+from generative.processes.bayesian import ContinuousFlow
 from tests.generative.symmetry import orthogonal, relative
 
 TYPES = ("discretised", "categorical")
@@ -112,6 +113,36 @@ def test_atoms_that_are_given_come_back_as_they_were(types, sampler):
     assert torch.equal(made["pos"][given], batch["pos"][given])
     assert torch.equal(made["atomic_numbers"][given], batch["atomic_numbers"][given])
     assert float((made["pos"] - batch["pos"])[~given].abs().min()) > 1e-6
+
+
+class KnowsShape(Network):
+    """Knows the molecule up to where it is: its noise is free of a common translation, as a trained network's is."""
+
+    def __init__(self, process: ContinuousFlow, clean: Tensor):
+        super().__init__()
+        self.process, self.clean = process, clean
+
+    def forward(self, batch: MoleculeBatch, t: Tensor) -> dict[str, Tensor]:
+        rows = batch.rows("pos")
+        return {"pos": rows.center(self.process.oracle(self.clean, batch["pos"], t, rows))}
+
+
+@pytest.mark.parametrize("sampler", ["bayes", "flow"])
+@pytest.mark.parametrize("predicts", ["noise", "data"])
+def test_free_atoms_land_beside_the_given_ones(predicts, sampler):
+    """One atom of 6, two of 9 and none of 4 are given, in frames of their own; the shape comes out whole."""
+    process = ContinuousFlow((3,), 0.001, predicts, centered=True, sampler=sampler)
+    clean = molecules([6, 9, 4])
+    rows = clean.rows("pos")
+    clean = clean.replace(pos=rows.center(clean["pos"]))
+    given = torch.zeros(19, dtype=torch.bool)
+    given[[2, 6, 9]] = True
+    frame = torch.tensor([[0.4, -0.2, 1.0], [-1.1, 0.3, 0.2], [0.0, 0.0, 0.0]], dtype=torch.float64)[clean["batch"]]
+    chosen = Denoiser(KnowsShape(process, clean["pos"]), {"pos": process}, Times(), 20).double()
+    template = MoleculeBatch([6, 9, 4], pos=torch.where(given[:, None], clean["pos"] + frame, 0.0), pos_given=given)
+    made = chosen.sample(template, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(made["pos"][given], template["pos"][given])
+    assert float((made["pos"] - clean["pos"] - frame).abs().max()) < 0.02
 
 
 @pytest.mark.parametrize("types", TYPES)

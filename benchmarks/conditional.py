@@ -1,0 +1,94 @@
+"""`python -m benchmarks.conditional MODEL REGRESSOR`: EDM's conditional protocol for a model and one property.
+
+Numbers of atoms and values are drawn jointly, as rows of the train split; samples are asked for the value of their row,
+once for each weight of guidance, and judged by a regressor that was trained on the other half of that split:
+
+    atomsmith train regressor qm9:first-half --property gap --out runs/regressor-gap
+    atomsmith train geobfn qm9:second-half --conditions gap --out runs/geobfn-gap
+    python -m benchmarks.conditional runs/geobfn-gap runs/regressor-gap
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import atomsmith
+from chem import datasets
+from chem.molecules import MoleculeBatch
+from chem.ragged import RaggedBatch, concatenate
+from chem.seeds import UNIT
+from generative.generator import Denoiser
+from generative.guidance import guided
+from generative.noise import UnitStreams
+
+
+def rows_of(data: str, name: str, n: int, seed: int) -> RaggedBatch:
+    """n structures of the train split that have a value, drawn without replacement."""
+    batch = datasets.load(data, "train").batch
+    known = (~batch[name].isnan()).nonzero().squeeze(1)
+    drawn = known[torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))]
+    return batch.select(drawn[:n])
+
+
+def draw(
+    model: Denoiser, rows: RaggedBatch, name: str, weight: float, steps: int | None, seed: int, size: int = 64
+) -> MoleculeBatch:
+    """A sample (CPU, float64) for each row, of its number of atoms, asked for its value; the value stays with it."""
+
+    def parts() -> Iterator[MoleculeBatch]:
+        chosen = guided(model, weight)
+        for first in range(0, len(rows), size):
+            some = rows.select(torch.arange(first, min(first + size, len(rows))))
+            counts = some["num_atoms"].tolist()
+            template = MoleculeBatch(counts).attach("structure", **{name: some[name]}).to(model.dtype)
+            streams = UnitStreams(seed, first, len(counts), counts + [1] * (-len(counts) % UNIT), model.device)
+            made = chosen.sample(template.to(model.device), steps, streams).to("cpu").to(torch.float64)
+            kept = MoleculeBatch(counts, pos=made["pos"], atomic_numbers=made["atomic_numbers"])
+            yield kept.attach("structure", **{name: some[name].double()})
+
+    return concatenate(list(parts()))
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Pearson's, over the rows where both are finite."""
+    good = a.isfinite() & b.isfinite()
+    return float(torch.corrcoef(torch.stack([a[good], b[good]]))[0, 1])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Draw, judge, print one line for each weight and the bounds once."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.conditional", description=__doc__)
+    parser.add_argument("model", help="name or folder of a model with the regressor's property among its conditions")
+    parser.add_argument("regressor", help="folder of a regressor")
+    parser.add_argument("--data", default="qm9", help="data set of the rows (train) and of the reference (val)")
+    parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0])
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    loaded, judge = atomsmith.load(given.model), atomsmith.load(given.regressor)
+    model: Any = loaded.model
+    name = judge.config.property
+    if name not in loaded.config.conditions:
+        parser.error(f"model = '{given.model}', allowed: a model with the condition {name}")
+    rows = rows_of(given.data, name, given.n, given.seed)
+    for i, weight in enumerate(given.weights):
+        made = draw(model, rows, name, weight, given.steps, given.seed)
+        reference = None if i else f"{given.data}:val"
+        report = atomsmith.evaluate(made, reference, "edm-conditional", seed=given.seed, regressor=judge)
+        found = torch.tensor([row["predicted"] for row in report.rows])
+        if i == 0:
+            for bound in ("mae_real", "mae_shuffled", "mae_num_atoms"):
+                print(f"{name} {bound} {report[bound].value:.4f}", flush=True)
+        mae, judged = report["mae"], report["judged"]
+        error = f"{mae.value:.4f} ({mae.low:.4f} to {mae.high:.4f}) of {judged.hits} of {judged.n}"
+        print(f"{name} w = {weight:g}: mae {error}, correlation {correlation(made[name], found):.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
