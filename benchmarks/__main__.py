@@ -14,7 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 NAMES = {"forward": "cspnet", "training": "cspnet", "sampling": "sampling", "loader": "loader", "packing": "packing"}
 NAMES |= {"flowmm": "flowmm", "egnn": "egnn", "validity": "validity", "matching": "matching"}
-NAMES |= {"stability": "stability"}
+NAMES |= {"stability": "stability", "matcher": "matcher", "decisions": "decisions"}
+NAMES |= {"smact": "compositions", "magpie": "compositions", "hull": "compositions"}
+NAMES |= {"relaxation": "relaxation", "fingerprints": "fingerprints"}
 Row = tuple[str, str, str]
 
 

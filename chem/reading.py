@@ -7,6 +7,7 @@ one line, so that a bad file is counted and named and never ends the stream.
 from __future__ import annotations
 
 import csv
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -78,6 +79,25 @@ def read(path: str | Path | Iterable[str | Path], format: str | None = None) -> 
     """
     files = find_files(path, format)
     return (record for file, kind in files for record in records(file, READERS[kind](file), _structure, Record))
+
+
+def count(file: Path, kind: str) -> int:
+    """How many records `read` makes of a file, found without parsing a structure."""
+
+    def unread(raw: Raw[Structure]) -> tuple[None, dict[str, Any]]:
+        return None, {}
+
+    return sum(1 for _ in records(file, READERS[kind](file), unread, Record))
+
+
+def read_slice(file: Path, kind: str, start: int, stop: int) -> Iterator[Record]:
+    """Records start .. stop - 1 of a file, as `read` makes them; those before are passed over without parsing."""
+    numbers = itertools.count()
+
+    def finish(raw: Raw[Structure]) -> tuple[Structure | None, dict[str, Any]]:
+        return (None, {}) if next(numbers) < start else _structure(raw)
+
+    return itertools.islice(records(file, READERS[kind](file), finish, Record), start, stop)
 
 
 def find_files(

@@ -6,13 +6,14 @@ A structure that cannot be read or used keeps its place, with the reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from chem.crystals import CrystalBatch
     from chem.ragged import RaggedBatch
+    from chem.reading import Record
 
 ALLOWED = "files, folders, pymatgen structures, records of chem.io, or a CrystalBatch"
 NEEDED = ("atomic_numbers", "frac_coords", "lattice")
@@ -25,6 +26,7 @@ class Items(Generic[Batch]):
 
     batch: those that could be read; place: index (N,) in the batch, None for the others; errors (N,): why not, else "".
     ids, sources (N,). targets (N,): what the property `target` says, None where it is missing. name: for reports.
+    conditions (N,): of molecules, what their property `conditions` says they were asked for; empty of other things.
     """
 
     batch: Batch
@@ -34,6 +36,7 @@ class Items(Generic[Batch]):
     errors: list[str]
     sources: list[str]
     name: str = ""
+    conditions: list[dict[str, float]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.place)
@@ -43,11 +46,28 @@ def gather(source: Any, argument: str = "structures_or_files") -> Items[CrystalB
     """Everything in `source`; raises ValueError when there is nothing, nothing readable, or something else."""
     if hasattr(source, "num_structures"):
         return from_batch(source, [str(i) for i in range(len(source))], argument)
+    items = collected(_records(source, argument))
+    if not len(items):
+        raise ValueError(f"{argument} holds no structures; allowed: {ALLOWED}")
+    check_readable(items, argument)
+    return items
+
+
+def check_readable(items: Items[Any], argument: str = "structures_or_files") -> None:
+    """Raises ValueError, with the first reason, when not one structure could be read."""
+    if not len(items.batch):
+        where = f"{items.sources[0]}: " if items.sources[0] else ""
+        first = f"{where}{items.errors[0]}"
+        raise ValueError(f"{argument}: none of {len(items)} structures could be read; the first: {first}")
+
+
+def collected(found: Iterable[tuple[Any, str | None, dict, str, str]]) -> Items[CrystalBatch]:
+    """Structures with their ids, properties, sources and errors as one batch; it may be empty."""
     from chem.convert import batch_from_arrays, site_arrays
 
     ids: list[str] = []
     targets, errors, sources, arrays, place = [], [], [], [], []
-    for structure, name, properties, origin, error in _records(source, argument):
+    for structure, name, properties, origin, error in found:
         if structure is not None and not error:
             try:
                 if not len(structure):
@@ -60,11 +80,6 @@ def gather(source: Any, argument: str = "structures_or_files") -> Items[CrystalB
         targets.append(None if properties.get("target") is None else str(properties["target"]))
         errors.append(error or "")
         sources.append(origin)
-    if not ids:
-        raise ValueError(f"{argument} holds no structures; allowed: {ALLOWED}")
-    if not arrays:
-        where = f"{sources[0]}: " if sources[0] else ""
-        raise ValueError(f"{argument}: none of {len(ids)} structures could be read; the first: {where}{errors[0]}")
     batch = batch_from_arrays(*([a[i] for a in arrays] for i in range(3)))
     return Items(batch, place, ids, targets, errors, sources, f"{len(ids)} structures given")
 
@@ -138,6 +153,11 @@ def _data_set(name: str, rest: list[str], given: str, root: str | Path | None, n
     return from_batch(data.batch[:n], data.ids[:n], "reference", f"{data.name} {split}, {first}", needed)
 
 
+def parts(record: Record) -> tuple[Any, str | None, dict, str, str]:
+    """What `collected` takes of a record of chem.io."""
+    return record.structure, record.id, record.properties, record.source, record.error or ""
+
+
 def _records(source: Any, argument: str) -> Iterator[tuple[Any, str | None, dict, str, str]]:
     """structure, id, properties, source and error of each thing in `source`."""
     from chem.io import Record, read
@@ -148,10 +168,9 @@ def _records(source: Any, argument: str) -> Iterator[tuple[Any, str | None, dict
         raise ValueError(f"{argument} is a {type(source).__name__}; allowed: {ALLOWED}")
     for i, one in enumerate(source):
         if isinstance(one, (str, Path)):
-            for record in read(one):
-                yield record.structure, record.id, record.properties, record.source, record.error or ""
+            yield from map(parts, read(one))
         elif isinstance(one, Record):
-            yield one.structure, one.id, one.properties, one.source, one.error or ""
+            yield parts(one)
         elif hasattr(one, "frac_coords") and hasattr(one, "lattice"):
             properties = dict(one.properties or {})
             name = properties.get("id")

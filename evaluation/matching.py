@@ -1,12 +1,13 @@
-"""Does a predicted crystal match the true one: pymatgen's StructureMatcher, in processes that can be killed.
+"""Does a predicted crystal match the true one, as pymatgen's StructureMatcher decides.
 
 `rms` is StructureMatcher.get_rms_dist(prediction, truth)[0]: the root mean square displacement in units of
 (V/N)^(1/3), minimised over lattice mappings and translations, after both have been reduced to primitive Niggli cells
 and scaled to one volume. It depends slightly on the order of the sites, so the order of the input is kept.
 
-Pairs of different reduced formula cannot match and are not tried. Nor can primitive cells with different numbers of
-sites: the matcher drops those right after reducing them. The strict tolerances are tried only on what the loose ones
-matched, where they are contained in them: the reduced cells are then still in pymatgen's cache.
+Every crystal is reduced once, in processes that can be killed, and all pairs are compared at once (evaluation.matcher).
+What that leaves open, such as cells of many sites, pymatgen compares, pair by pair, in processes that can be killed.
+Pairs of different reduced formula cannot match and are not tried. The strict tolerances are tried only on what the
+loose ones matched, where they are contained in them.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evaluation.protocols import Protocol, Tolerances
+from evaluation.reduction import Arrays, arrays_of_batch, reduced_cells, start, structure
 from evaluation.smact import batch_counts
 from evaluation.validity import unusable
 from evaluation.workers import Failed, limited_map
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
-    from pymatgen.core import Structure
 
     from chem.crystals import CrystalBatch
 
 OTHER_COMPOSITION = "another composition"
 NO_MATCH = "no match within the tolerances"
-Arrays = tuple["NDArray", "NDArray", "NDArray"]  # atomic numbers, fractional coordinates, lattice
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,13 @@ def match_pairs(
     pairs: Sequence[tuple[int, int]],
     protocol: Protocol,
     processes: int | None = None,
+    device: str | torch.device = "cpu",
 ) -> list[Match]:
     """Compare predictions[i] with targets[j] for each (i, j) of `pairs`, in that order.
 
-    A pair that takes longer than the protocol's limit, or whose process dies, is a Match with a reason. processes:
-    default all cores; 0 works in this process, without a time limit.
+    A crystal or a pair that takes longer than the protocol's limit, or whose process dies, makes a Match with a reason.
+    processes: default all cores; 0 works in this process, without a time limit. device: of the alignment.
     """
-    made, true = _reduced(predictions), _reduced(targets)
     formulas = [batch_counts(predictions), batch_counts(targets)]
     broken = unusable(predictions)
     if bad := [f"target {j}: {reason}" for j, reason in enumerate(unusable(targets)) if reason]:
@@ -72,26 +73,58 @@ def match_pairs(
         elif formulas[0][i] != formulas[1][j]:
             found[n] = Match(reason=OTHER_COMPOSITION)
     tried = [n for n in range(len(pairs)) if n not in found]
-    if len(tried) == 0:
-        return [found[n] for n in range(len(pairs))]
-    tasks = ((made[pairs[n][0]], true[pairs[n][1]], protocol.matcher, protocol.strict) for n in tried)
-    for n, result in zip(tried, limited_map(_compare, tasks, protocol.pair_seconds, processes, _start), strict=True):
-        found[n] = Match(reason=result.reason) if isinstance(result, Failed) else Match(*result)
+    if tried:
+        shift = 0 if predictions is targets else len(predictions)
+        crystals = arrays_of_batch(predictions) + (arrays_of_batch(targets) if shift else [])
+        needed, place = np.unique([(pairs[n][0], pairs[n][1] + shift) for n in tried], return_inverse=True)
+        matches = _compared([crystals[n] for n in needed], place.reshape(-1, 2), protocol, processes, device)
+        found |= zip(tried, matches, strict=True)
     return [found[n] for n in range(len(pairs))]
 
 
-def _reduced(batch: CrystalBatch) -> list[Arrays]:
-    cuts = batch["ptr"][1:-1].tolist()
-    if not len(batch):
-        return []
-    numbers = np.split(batch["atomic_numbers"].cpu().numpy(), cuts)
-    frac = np.split(batch["frac_coords"].detach().cpu().double().numpy(), cuts)
-    return list(zip(numbers, frac, batch["lattice"].detach().cpu().double().numpy(), strict=True))
+def _compared(
+    crystals: Sequence[Arrays],
+    pairs: NDArray[np.int64],
+    protocol: Protocol,
+    processes: int | None,
+    device: str | torch.device,
+) -> list[Match]:
+    """Matches of pairs (P, 2) of usable crystals, which have one reduced formula."""
+    loose, strict, seconds = protocol.matcher, protocol.strict, protocol.pair_seconds
+    cells = {
+        primitive: reduced_cells(crystals, primitive, seconds, processes)
+        for primitive in (loose.primitive_cell, strict.primitive_cell)
+    }
+    why = [next((c.reason for c in found if isinstance(c, Failed)), "") for found in zip(*cells.values(), strict=True)]
+    reasons = [why[i] or why[j] for i, j in pairs]
+    sound = np.array([not reason for reason in reasons])
+    values = np.full((2, len(pairs)), np.inf)
+    values[0, sound] = _values(cells[loose.primitive_cell], pairs[sound], loose, device)
+    tight = sound & ~np.isinf(values[0]) if loose.contains(strict) else sound
+    values[1, tight] = _values(cells[strict.primitive_cell], pairs[tight], strict, device)
+    matches = [Match(reason=r) if r else _match(*both) for r, both in zip(reasons, values.T, strict=True)]
+    asked = np.flatnonzero(np.isnan(values).any(0)).tolist()
+    if asked:
+        tasks = ((crystals[pairs[n, 0]], crystals[pairs[n, 1]], loose, strict) for n in asked)
+        for n, result in zip(asked, limited_map(_compare, tasks, seconds, processes, start), strict=True):
+            matches[n] = Match(reason=result.reason) if isinstance(result, Failed) else _match(*result)
+    return matches
 
 
-def _start() -> None:
-    """What a new process imports before its first pair, so that the import does not count against that pair."""
-    import pymatgen.analysis.structure_matcher  # noqa: F401
+def _values(
+    cells: Sequence[Arrays | Failed], pairs: NDArray[np.int64], tolerances: Tolerances, device: str | torch.device
+) -> NDArray[np.float64]:
+    from evaluation.matcher import Cells, best_values
+
+    place = np.cumsum([not isinstance(cell, Failed) for cell in cells]) - 1
+    sound = Cells([cell for cell in cells if not isinstance(cell, Failed)], device)
+    return best_values(sound, place[pairs], tolerances)
+
+
+def _match(rms: float, strict_rms: float) -> Match:
+    """The Match of two values, infinite where there is none."""
+    loose, strict = (float(value) if np.isfinite(value) else None for value in (rms, strict_rms))
+    return Match(loose, strict, NO_MATCH if loose is None else "")
 
 
 @cache
@@ -108,18 +141,16 @@ def _matcher(tolerances: Tolerances) -> Any:
     )
 
 
-def _structure(arrays: Arrays) -> Structure:
-    from pymatgen.core import Lattice, Structure
-
-    numbers, frac, lattice = arrays
-    return Structure(Lattice(lattice), numbers.tolist(), frac)
-
-
-def _compare(task: tuple[Arrays, Arrays, Tolerances, Tolerances]) -> tuple[float | None, float | None, str]:
-    made, true, loose, strict = _structure(task[0]), _structure(task[1]), *task[2:]
+def _compare(task: tuple[Arrays, Arrays, Tolerances, Tolerances]) -> tuple[float, float]:
+    made, true, loose, strict = structure(task[0]), structure(task[1]), *task[2:]
     found = _matcher(loose).get_rms_dist(made, true)
     if found is None and loose.contains(strict):
-        return None, None, NO_MATCH
+        return np.inf, np.inf
     tight = _matcher(strict).get_rms_dist(made, true)
-    rms, strict_rms = (None if value is None else float(value[0]) for value in (found, tight))
-    return rms, strict_rms, NO_MATCH if rms is None else ""
+    rms, strict_rms = (np.inf if value is None else float(value[0]) for value in (found, tight))
+    return rms, strict_rms
+
+
+def fit(task: tuple[Arrays, Arrays, Tolerances]) -> bool:
+    """pymatgen's StructureMatcher.fit of two crystals, for `limited_map`."""
+    return bool(_matcher(task[2]).fit(structure(task[0]), structure(task[1])))

@@ -104,6 +104,13 @@ class MoleculeProtocol(Choices):
     tier_seconds: float = 60.0
 
 
+@dataclass(frozen=True)
+class ConditionalProtocol(Choices):
+    """One way to judge molecules that were asked for a property, see evaluation.molecules.asked."""
+
+    task: Literal["conditional"] = "conditional"
+
+
 DIFFCSP, CDVAE = Protocol("diffcsp-csp", "csp"), Protocol("cdvae-2022", "ab-initio")
 EDM = MoleculeProtocol("edm-qm9")
 STRICT = replace(EDM, name="edm-qm9-strict", bonds="perceived", valences="corrected", validity="whole-molecule")
@@ -116,6 +123,7 @@ PROTOCOLS: dict[str, Choices] = {
         EDM,
         STRICT,
         replace(STRICT, name="edm-qm9-physics", posebusters=1000, gfn2=200),
+        ConditionalProtocol("edm-conditional"),
     )
 }
 

@@ -6,15 +6,16 @@ positive element at a strictly smaller Pauling electronegativity than each negat
 
 The choices are not enumerated. Sort the elements by electronegativity: a neutral choice exists exactly when a cut,
 never between equal values, leaves sums of states >= 0 below it and sums of states <= 0 above it with a total in common.
-The sums that a set of elements can reach are the bits of one integer, so a composition costs elements x states.
+The sums that a set of elements can reach are the bits of one integer, so a composition costs elements x states. Batches
+keep them in a machine word (evaluation.bitsets); the few that need more, up to MOST_ATOMS, take Python's integers.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, reduce
 from itertools import groupby
 from math import gcd, prod
 from pathlib import Path
@@ -22,14 +23,20 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from evaluation.bitsets import neutral_across_a_cut
+from evaluation.compositions import COLUMNS, Composition, by_elements, parse
+
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from chem.crystals import CrystalBatch
 
 TABLES = ("smact14", "icsd24")
+MOST_STATES = 8  # of one sign, of an element
+NONE = -1  # in place of a state
 MOST_ATOMS = 1_000_000  # the reachable sums are an integer of eight bits an atom
-Composition = str | Mapping[Any, float]
 Counts = tuple[tuple[int, int], ...]  # (atomic number, count), ascending, counts without a common divisor
 
 
@@ -74,24 +81,44 @@ def is_valid_composition(composition: Composition, rule: CompositionRule = CDVAE
 
 
 def compositional_validity(
-    compositions: CrystalBatch | Sequence[Composition], rule: CompositionRule = CDVAE
+    compositions: CrystalBatch | Sequence[Composition],
+    rule: CompositionRule = CDVAE,
+    device: torch.device | str | None = None,
 ) -> NDArray[np.bool_]:
-    """Which compositions (B,) pass the rule: of a batch of crystals, or of formulas or mappings of element to count."""
+    """Which compositions (B,) pass the rule: of a batch of crystals, or of formulas or mappings of element to count.
+
+    device: default that of the batch, or the CPU. Raises ValueError for formulas as `is_valid_composition` does; an
+    atomic number outside 1..118 in a batch is an element without states.
+    """
     if hasattr(compositions, "num_structures"):
-        found: Iterable[Counts] = batch_counts(cast("CrystalBatch", compositions))
+        batch = cast("CrystalBatch", compositions)
+        z = batch["atomic_numbers"]
+        compositions = batch.replace(atomic_numbers=z.where((z >= 1) & (z < COLUMNS), 0))
     else:
-        found = [_counts(composition) for composition in compositions]
-    return np.array([_valid(counts, rule) for counts in found], dtype=bool)
+        for composition in compositions:
+            _counts(composition)  # raises for fractions
+    valid = np.zeros(len(compositions), dtype=bool)
+    for rows, elements, counts in by_elements(compositions, device):
+        answers, odd = _judge(elements, counts.long(), rule)
+        valid[rows.cpu().numpy()] = answers.cpu().numpy()
+        for i in odd.nonzero()[:, 0].tolist():
+            pairs = zip(elements[i].tolist(), counts[i].long().tolist(), strict=True)
+            valid[int(rows[i])] = _valid(_reduce(pairs), rule)
+    return valid
 
 
 def batch_counts(batch: CrystalBatch) -> list[Counts]:
     """The reduced composition of each crystal of a batch: ascending (atomic number, count) pairs."""
-    numbers = np.split(batch["atomic_numbers"].cpu().numpy(), batch["ptr"][1:-1].tolist()) if len(batch) else []
-    found = []
-    for one in numbers:
-        elements, counts = np.unique(one, return_counts=True)
-        found.append(_reduce(zip(elements.tolist(), counts.tolist(), strict=True)))
-    return found
+    z, index = batch["atomic_numbers"].cpu().numpy(), batch["batch"].cpu().numpy()
+    if not len(z):
+        return [()] * len(batch)
+    low = z.min()
+    span = z.max() - low + 1
+    keys, counts = np.unique(index * span + (z - low), return_counts=True)
+    owner, elements = keys // span, keys % span + low
+    ends = np.searchsorted(owner, np.arange(len(batch) + 1))
+    pairs, cuts = list(zip(elements.tolist(), counts.tolist(), strict=True)), ends.tolist()
+    return [_reduce(pairs[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
 
 
 def _reduce(pairs: Iterable[tuple[int, int]]) -> Counts:
@@ -101,22 +128,12 @@ def _reduce(pairs: Iterable[tuple[int, int]]) -> Counts:
 
 
 def _counts(composition: Composition) -> Counts:
-    from pymatgen.core import Composition as Parsed
-    from pymatgen.core import DummySpecies
-
-    try:
-        parsed = Parsed(composition)
-        if unknown := [str(element) for element in parsed if isinstance(element, DummySpecies)]:
-            raise ValueError(f"{unknown[0]} is no element")
-        amounts = [(element.Z, amount) for element, amount in parsed.element_composition.items()]
-    except Exception as error:  # pymatgen raises several types on a bad formula
-        reason = " ".join(str(error).split())
-        raise ValueError(f"composition = {composition!r}, allowed: a formula or counts ({reason})") from error
-    if not amounts or any(amount != round(amount) or amount < 1 for _, amount in amounts):
+    amounts = parse(composition)
+    if any(amount != round(amount) for amount in amounts.values()):
         raise ValueError(f"composition = {composition!r}, allowed: whole counts of at least one atom")
-    if sum(amount for _, amount in amounts) > MOST_ATOMS:
+    if sum(amounts.values()) > MOST_ATOMS:
         raise ValueError(f"composition = {composition!r}, allowed: up to {MOST_ATOMS:,} atoms")
-    return _reduce((z, round(amount)) for z, amount in amounts)
+    return _reduce((z, round(amount)) for z, amount in amounts.items())
 
 
 @cache
@@ -127,6 +144,51 @@ def _data() -> dict[str, Any]:
     numbers = {symbol: Element(symbol).Z for symbol in data["electronegativity"]}
     tables = {name: {numbers[s]: value for s, value in data[name].items()} for name in ("electronegativity", *TABLES)}
     return {"source": data["source"], "metals": {numbers[s] for s in data["metals"]}, **tables}
+
+
+def _judge(z: Tensor, counts: Tensor, rule: CompositionRule) -> tuple[Tensor, Tensor]:
+    """Answers (G,) for elements and counts (G, K), and which of them (G,) are to be redone one by one.
+
+    Those are totals that a word cannot hold, and elements without electronegativity where the rule accepts them.
+    """
+    import torch
+
+    up, down, number, negativity, metal = (one.to(z.device) for one in _tables(rule.table))
+    valid = metal[z].all(1) if rule.metals else torch.zeros_like(z[:, 0], dtype=torch.bool)
+    if rule.single and z.shape[1] == 1:
+        valid = torch.ones_like(valid)
+    states = number[z]
+    weighed = ~valid & (states > 0).all(1)
+    if rule.cap is not None:
+        weighed &= states.double().prod(1) <= rule.cap
+    unknown = negativity[z].isnan().any(1)
+    odd = weighed & unknown if rule.missing == "valid" else torch.zeros_like(weighed)
+    rows = (weighed & ~unknown).nonzero()[:, 0]
+    order = negativity[z[rows]].argsort(dim=1, stable=True)
+    z, counts = z[rows].gather(1, order), counts[rows].gather(1, order)
+    counts = (counts // reduce(torch.gcd, counts.unbind(1)).unsqueeze(1)).unsqueeze(2)
+    value = negativity[z]
+    balanced, fits = neutral_across_a_cut(up[z] * counts, down[z] * counts, value[:, :-1] < value[:, 1:])
+    valid[rows], odd[rows] = balanced, ~fits
+    return valid, odd
+
+
+@cache
+def _tables(name: str) -> tuple[Tensor, ...]:
+    """Of the elements by atomic number: states >= 0 and minus those <= 0 (119, 8), number of states, electronegativity
+    (NaN where unknown), and whether a metal (119,)."""
+    import torch
+
+    data = _data()
+    up, down = (torch.full((COLUMNS, MOST_STATES), NONE, dtype=torch.int64) for _ in range(2))
+    number = torch.zeros(COLUMNS, dtype=torch.int64)
+    for z, states in data[name].items():
+        number[z] = len(states)
+        for side, some in ((up, [q for q in states if q >= 0]), (down, [-q for q in states if q <= 0])):
+            side[z, : len(some)] = torch.tensor(some, dtype=torch.int64)
+    negativity = torch.tensor([data["electronegativity"].get(z) or np.nan for z in range(COLUMNS)])
+    metal = torch.tensor([z in data["metals"] for z in range(COLUMNS)])
+    return up, down, number, negativity.double(), metal
 
 
 @lru_cache(maxsize=200_000)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -41,17 +42,19 @@ class Validity:
     reasons: list[str]
 
 
-def structural_validity(batch: CrystalBatch, rule: str = "cdvae") -> Validity:
+def structural_validity(
+    batch: CrystalBatch, rule: str = "cdvae", device: torch.device | str | None = None
+) -> Validity:
     """Judge every crystal of a batch by `cdvae` or `strict`; the first rule that a crystal breaks is its reason.
 
-    Raises ValueError for another rule.
+    device: of the distances, default that of the batch. Raises ValueError for another rule.
     """
     if rule not in RULES:
         raise ValueError(f"rule = '{rule}', allowed: {', '.join(RULES)}")
     reasons = unusable(batch)
     sound = np.array([i for i, reason in enumerate(reasons) if not reason], dtype=np.int64)
     for rows in _chunks(batch, sound):
-        part = batch[rows.tolist()]
+        part = batch[rows.tolist()].to(device if device is not None else batch["lattice"].device)
         for i, reason in zip(rows, _cdvae(part) if rule == "cdvae" else _strict(part), strict=True):
             reasons[i] = reason
     return Validity(np.array([not reason for reason in reasons], dtype=bool), reasons)
@@ -114,7 +117,7 @@ def _cdvae(batch: CrystalBatch) -> list[str]:
     from chem.periodic import pair_distances
 
     pairs, distances = pair_distances(batch.to(torch.float64))
-    nearest = torch.full((len(batch),), torch.inf, dtype=torch.float64)
+    nearest = distances.new_full((len(batch),), torch.inf)
     nearest = nearest.scatter_reduce(0, batch["batch"][pairs[0]], distances, "amin")
     return ["" if d >= MIN_DISTANCE else f"two atoms at {d:.3f} Å, below {MIN_DISTANCE} Å" for d in nearest.tolist()]
 
@@ -127,16 +130,16 @@ def _strict(batch: CrystalBatch) -> list[str]:
     from chem.periodic import pair_distances
 
     batch = batch.to(torch.float64)
-    radius = torch.from_numpy(_radii())[batch["atomic_numbers"]]
+    radius = torch.from_numpy(_radii()).to(batch["lattice"])[batch["atomic_numbers"]]
     pairs, distances = pair_distances(batch)
     slack = distances - (0.7 + radius[pairs[0]] + radius[pairs[1]]) / 2
-    near = torch.full((len(batch),), torch.inf, dtype=torch.float64)
+    near = slack.new_full((len(batch),), torch.inf)
     near = near.scatter_reduce(0, batch["batch"][pairs[0]], slack, "amin")
-    largest = torch.zeros(len(batch), dtype=torch.float64).scatter_reduce(0, batch["batch"], radius, "amax")
+    largest = radius.new_zeros(len(batch)).scatter_reduce(0, batch["batch"], radius, "amax")
     image = shortest_vector(reduce_cells(batch["lattice"])) - (0.7 + 2 * largest) / 2
     lengths = torch.linalg.vector_norm(batch["lattice"], dim=-1)
     space = volume(batch["lattice"])
-    atoms, mass = batch["num_atoms"] / space, torch.from_numpy(densities(batch))
+    atoms, mass = batch["num_atoms"] / space, torch.from_numpy(densities(batch)).to(space)
     found = [
         (~(near >= 0), "two atoms closer than (0.7 Å + their covalent radii) / 2"),
         (~(image >= 0), "an atom closer to its own image than 0.35 Å + its covalent radius"),

@@ -7,11 +7,26 @@ from math import gcd
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.smact import TABLES, CompositionRule, _data, compositional_validity, is_valid_composition, table_source
+from chem.crystals import CrystalBatch
+from evaluation.compositions import parse
+from evaluation.smact import (
+    CDVAE,
+    TABLES,
+    CompositionRule,
+    _data,
+    _valid,
+    batch_counts,
+    compositional_validity,
+    is_valid_composition,
+    table_source,
+)
 
+gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: torch.cuda.is_available()")]
+DEVICES = ["cpu", pytest.param("cuda", marks=gpu)]
 VALID = ["NaCl", "SrTiO3", "Fe2O3", "Li2O", "CuZn", "Na", "GaAs", "Mg2Si", "AlSi", "SiC", "NO2", "XeF2", "H2O", "CO"]
 INVALID = ["Fe3O4", "Mn3O4", "LaB6", "LiO2", "HeO"]
 
@@ -61,6 +76,33 @@ def test_vector_form_agrees_with_formulas():
     assert compositional_validity(batch[:0]).shape == (0,)
 
 
+@pytest.mark.parametrize("rule", [CDVAE, CompositionRule("icsd24", "invalid", False, False), CompositionRule(cap=60)])
+@pytest.mark.parametrize("device", DEVICES)
+def test_words_equal_integers_on_real_compositions(rule, device):
+    from chem.datasets import load
+    from evaluation.phase_tables import load_hull
+
+    formulas = load_hull("mp20").phases.formulas[::13]
+    one_by_one = [is_valid_composition(formula, rule) for formula in formulas]
+    assert np.array_equal(compositional_validity(formulas, rule, device), one_by_one)
+    batch = load("prototypes", "train").batch
+    expected = [_valid(counts, rule) for counts in batch_counts(batch)]
+    assert np.array_equal(compositional_validity(batch.to(device), rule), expected)
+
+
+def test_totals_beyond_a_word():
+    # 40 Fe at +3 against 60 O at -2 need 120 bits, and so does the pair that cannot balance
+    formulas = ["Fe40O59F2", "Fe41O60F1", "Mg31Cl62", "Mg32Cl64S", "Mg33Cl64S", "Pm40O59F2"]
+    valid = [is_valid_composition(formula) for formula in formulas]
+    assert valid == [_enumerated(parse(formula), CDVAE) for formula in formulas] and 0 < sum(valid) < len(formulas)
+    assert compositional_validity(formulas).tolist() == valid
+
+
+def test_unknown_atomic_numbers_are_elements_without_states():
+    batch = CrystalBatch([2, 2, 0], atomic_numbers=torch.tensor([11, 119, 11, 17]))
+    assert compositional_validity(batch).tolist() == [False, True, False]
+
+
 def test_counts_are_divided_by_their_divisor():
     rule = CompositionRule(cap=None)
     assert is_valid_composition("Sr4Ti4O12", rule) and not is_valid_composition({"Fe": 6, "O": 8}, rule)
@@ -83,9 +125,9 @@ def test_bad_switch_is_refused(switch):
         CompositionRule(**switch)
 
 
-def _enumerated(counts: dict[int, int], rule: CompositionRule) -> bool:
+def _enumerated(counts: dict[int, float], rule: CompositionRule) -> bool:
     """The rule as CDVAE wrote it, choice by choice."""
-    data, divisor = _data(), gcd(*counts.values())
+    data, divisor = _data(), gcd(*(int(n) for n in counts.values()))
     if len(counts) == 1 or all(z in data["metals"] for z in counts):
         return True
     negativity = [data["electronegativity"].get(z) for z in counts]
@@ -114,7 +156,9 @@ def test_bitset_equals_enumeration(counts, table, missing):
 
     rule = CompositionRule(table=table, missing=missing)
     composition = {Element.from_Z(z).symbol: n for z, n in counts.items()}
-    assert is_valid_composition(composition, rule) == _enumerated(counts, rule)
+    expected = _enumerated(counts, rule)
+    assert is_valid_composition(composition, rule) == expected
+    assert compositional_validity([composition, "NaCl"], rule).tolist() == [expected, True]
 
 
 def test_equal_electronegativity_on_both_sides_is_refused():

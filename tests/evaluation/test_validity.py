@@ -114,3 +114,12 @@ def test_real_crystals_are_valid(data_root):
     batch = datasets.load("mp20", "val").batch[:1000]
     assert structural_validity(batch, "cdvae").valid.all()
     assert structural_validity(batch, "strict").valid.mean() > 0.99
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rule", ["cdvae", "strict"])
+def test_the_accelerator_gives_the_same(rule):
+    batch = random_batch(150)
+    expected = structural_validity(batch, rule).reasons
+    assert structural_validity(batch, rule, "cuda").reasons == expected
+    assert structural_validity(batch.to("cuda"), rule).reasons == expected
