@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
     from checkpoints import CheckpointInfo, LoadedModel
+    from chem.molecule_list import Molecules
     from chem.prepare import PrepareReport
+    from evaluation.campaign import Outcome
+    from evaluation.relaxing import Relaxing
     from evaluation.report import Report
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "load", "models", "prepare", "rank", "sample", "train"]
+__all__ = ["campaign", "evaluate", "load", "models", "prepare", "rank", "sample", "train"]
 
 
 def models() -> dict[str, CheckpointInfo]:
@@ -72,52 +75,77 @@ def sample(
     out: str | Path | None = None,
     device: str = "auto",
     progress: bool | None = None,
-) -> list[Structure]:
-    """n crystals as pymatgen structures, in a fixed order, with their provenance in `.properties`.
+    conditions: Mapping[str, float] | Sequence[str] | None = None,
+    guidance: float | None = None,
+) -> list[Structure] | Molecules:
+    """n crystals as pymatgen structures, or molecules as RDKit's with a conformer, in a fixed order.
+
+    Their provenance is among their properties. A molecule has the bonds and formal charges that RDKit perceives; it is
+    not sanitised. One in which nothing can be perceived has no bonds and counts as a failure: `.reasons` of the list
+    are their numbers, `.failures` themselves as ASE atoms.
 
     formula, z: a cell of z formula units, for models that predict structures.
-    num_atoms, elements, chemical_system: for models that choose the composition; the size of the cells as 8, "4-8" or
+    num_atoms, elements, chemical_system: for models that choose the composition; the number of atoms as 8, "4-8" or
     {4: 0.5, 8: 0.5} (default: the sizes of the training set), symbols that may occur, or "Li-Fe-P-O", all of which do.
     forbid: symbols that may not occur. lattice: 3 x 3 rows in ångström, a pymatgen Lattice or "a,b,c,alpha,beta,gamma",
     kept in every digit. volume: of the cell in cubic ångström, to which the finished cell is scaled.
     fixed: (structure, site indices) or "file.cif:0,1,2"; these sites come first, with their elements and fractional
     coordinates in every digit; their lattice is kept only where `lattice` says so. init, noise: start from a structure
-    noised to a level in (0, 1], and make the last part `noise` of the steps.
+    noised to a level in (0, 1], and make the last part `noise` of the steps. Of molecules (RDKit, ASE or a file) it is
+    the Cartesian coordinates that are kept; the sample comes in their frame. Lattices and volumes are for crystals.
+    conditions: values of properties that the model was trained with, {"gap": 0.2} or ["gap=0.2"], in the unit of its
+    data (a value outside of their range warns). guidance: how far to go beyond what the model thinks of them, 0 by
+    default; more than 0 takes two network passes a step.
 
     steps: predictor steps (default: the model's). batch_size: a multiple of 16. out: a folder where samples are
-    written as they are made (extxyz, CIF, a manifest); a second call continues it, a larger n extends it. progress:
-    show a bar (default: on a terminal).
+    written as they are made (extxyz, CIF or SDF, a manifest); a second call continues it, a larger n extends it.
+    progress: show a bar (default: on a terminal).
 
     Raises ValueError naming the argument, its value and what is allowed.
     """
+    from chem.molecule_folder import MoleculeFolder
+    from chem.molecule_list import Molecules
     from chem.sample_folder import SampleFolder
     from generative import sampling
     from generative.controls import Controls
-    from generative.templates import CrystalTemplates
+    from generative.guidance import read_values, under
+    from generative.molecule_templates import makes_molecules, templates_for
 
     if n < 1:
         raise ValueError(f"n = {n}, allowed: >= 1")
     loaded = load(model, device) if isinstance(model, (str, Path)) else model
-    denoiser: Any = loaded.model
+    if loaded.kind == "regressor":
+        raise ValueError(f"model = '{loaded.name}' is a regressor, allowed: a generator")
+    values, weight = read_values(conditions, guidance)
+    trained: Any = loaded.model
+    denoiser = under(trained, values, weight, loaded.statistics)
     steps = steps if steps is not None else denoiser.steps
     denoiser.times.grid(steps)
     asked = (formula, z, num_atoms, elements, chemical_system, forbid, lattice, volume, fixed, init, noise)
-    controls = Controls.read(*asked)
-    templates = CrystalTemplates(controls, denoiser, loaded.statistics, seed)
+    molecules = makes_molecules(denoiser)
+    controls = Controls.read(*asked, molecules=molecules)
+    templates = templates_for(controls, denoiser, loaded.statistics, seed)
     taken = len(denoiser.times.grid(steps, templates.start or 0.0)) - 1
     size = sampling.batch_size_for(denoiser) if batch_size == "auto" else batch_size
     provenance = {"model": loaded.name, "weights_sha256": loaded.sha256, "seed": seed, "steps": steps}
-    folder = SampleFolder(out, {**provenance, **controls.plain()}) if out is not None else None
+    if values:
+        provenance |= {"conditions": values, "guidance": weight}
+    kind: Any = MoleculeFolder if molecules else SampleFolder
+    folder = kind(out, {**provenance, **controls.plain()}) if out is not None else None
     provenance["controls"] = controls.asked()
-    done = folder.structures(n) if folder is not None else []
+    done: Any = Molecules() if molecules else []
+    done += folder.samples(n) if folder is not None else []
+    convert: Any = _to_molecules if molecules else _to_structures
     keeping = folder.kept(n) if folder is not None else nullcontext()
     with keeping, _progress(n, len(done), taken, progress) as tick:
         for first, batch in sampling.sample_batches(denoiser, templates, n, len(done), size, steps, seed, tick):
-            fresh = _to_structures(batch, first, provenance)[len(done) - first :]
+            fresh = convert(batch[len(done) - first :], len(done), provenance)
             done += fresh
             if folder is not None:
                 folder.append(fresh)
-                folder.note(n=len(done), network_calls=denoiser.network_calls(taken), **_environment(denoiser))
+                failed = {"failures": done.reasons} if molecules else {}
+                calls = denoiser.network_calls(taken)
+                folder.note(n=len(done), network_calls=calls, **failed, **_environment(denoiser))
     return done
 
 
@@ -128,6 +156,16 @@ def _to_structures(batch: Any, first: int, provenance: dict[str, Any]) -> list[S
     for i, structure in enumerate(structures):
         structure.properties = {**provenance, "index": first + i}
     return structures
+
+
+def _to_molecules(batch: Any, first: int, provenance: dict[str, Any]) -> Molecules:
+    from chem.molecule_text import set_properties
+    from evaluation.molecules.perceived import with_perceived_bonds
+
+    molecules = with_perceived_bonds(batch)
+    for i, mol in enumerate(molecules):
+        set_properties(mol, {**provenance, "index": first + i})
+    return molecules
 
 
 def _environment(denoiser: Any) -> dict[str, Any]:
@@ -172,28 +210,37 @@ def train(
     frequencies: int | None = None,
     threads: int | None = None,
     devices: int | Literal["auto"] = "auto",
+    conditions: str | Sequence[str] | None = None,
+    property: str | None = None,
 ) -> Path:
     """Train a model and return the folder of its best checkpoint, ready for `load` and `sample`.
 
-    model: diffcsp, flowmm or crysbfn, with -csp or -ab-initio behind it. data: mp20, perov5, carbon24, mpts52,
-    prototypes, or a folder made by `prepare`; files are looked for under `root` (default: ATOMSMITH_DATA). out: run
-    folder with checkpoints, curves and weights; resume=True continues a run that stopped, bit for bit on the CPU in
-    fp32. init: fine-tune a checkpoint by name or path, of either task (its size and statistics are kept; restat takes
-    those of the new data). The other arguments change settings of the preset. threads: CPU threads (default: torch's).
+    model: diffcsp, flowmm or crysbfn, with -csp or -ab-initio behind it, geobfn or regressor. data: mp20, perov5,
+    carbon24, mpts52, prototypes, qm9, or a folder made by `prepare`; files are looked for under `root` (default:
+    ATOMSMITH_DATA). out: run folder with checkpoints, curves and weights; resume=True continues a run that stopped, bit
+    for bit on the CPU in fp32. init: fine-tune a checkpoint by name or path, of either task (its size and statistics
+    are kept; restat takes those of the new data). The other arguments change settings of the preset. threads: CPU
+    threads (default: torch's).
+    conditions: numeric columns of the data that samples can be asked for, "gap,mu"; rows without a value train the
+    model without conditions, and a model that was trained without any may take some up by `init`. property: the column
+    that a regressor learns. NAME:first-half and NAME:second-half are halves of the train split of a data set: a
+    regressor that judges a generator (`evaluate`) is trained on the other half.
 
     Raises ValueError naming the argument, its value and what is allowed.
     """
     import torch
 
     from checkpoints import making
+    from generative.guidance import read_names
 
     if threads is not None:
         torch.set_num_threads(threads)
     options = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "precision": precision}
-    sizes = {"hidden": hidden, "layers": layers, "frequencies": frequencies}
+    sizes: dict[str, Any] = {"hidden": hidden, "layers": layers, "frequencies": frequencies}
     if init is not None and any(v is not None for v in sizes.values()):
         raise ValueError(f"hidden, layers, frequencies are fixed by init = '{init}'; leave them out")
-    recipe = making.recipe(model, preset, sizes, options)
+    properties = {"conditions": read_names(conditions), "property": property}
+    recipe = making.recipe(model, preset, {**sizes, **properties}, options)
     return making.train(recipe, data, Path(out), seed, init, restat, resume, root, devices=devices)
 
 
@@ -207,22 +254,38 @@ def evaluate(
     k: int | None = None,
     processes: int | None = None,
     root: str | Path | None = None,
+    regressor: str | Path | LoadedModel | None = None,
 ) -> Report:
-    """Judge structures, ours or anyone's, by a named protocol; with `out`, also write report.json and structures.csv.
+    """Judge structures, ours or anyone's, by a protocol; with `out`, write report.json, structures.csv, report.html.
 
     structures_or_files: files, folders, pymatgen structures, a data set as NAME:SPLIT:N, or "baseline:random" and
     "baseline:substitution". reference: what predictions are paired with or samples compared to (a data set, files or
     structures). protocol: "diffcsp-csp" (match rate and RMSE) or "cdvae-2022" (validity and distances); for molecules
     "edm-qm9" or "edm-qm9-strict" (stability, validity, uniqueness, novelty, distances) and "edm-qm9-physics" (also
     PoseBusters and GFN2 strain of some), of files, RDKit molecules, ASE atoms or a data set. k: consecutive
-    candidates for each target where they carry no property `target`. `report["name"]` is a number with its
+    candidates for each target where they carry no property `target`. regressor: a trained one that judges, by the
+    protocol "edm-conditional", molecules that were asked for its property. `report["name"]` is a number with its
     denominator and interval; `report.show()` prints the table.
 
     Raises ValueError in one line for what cannot be judged at all; single bad structures are counted with a reason.
     """
     from evaluation.evaluate import evaluate as judge
 
-    return judge(structures_or_files, reference, protocol, out, seed, k=k, processes=processes, root=root)
+    by = None if regressor is None else _regressor(regressor)
+    return judge(structures_or_files, reference, protocol, out, seed, k=k, processes=processes, root=root, judge=by)
+
+
+def _regressor(model: str | Path | LoadedModel) -> Any:
+    """What judges molecules that were asked for a property."""
+    from evaluation.molecules.asked import Judge
+    from generative.models.regressor import predictor
+
+    loaded = load(model) if isinstance(model, (str, Path)) else model
+    if loaded.kind != "regressor":
+        raise ValueError(f"regressor = '{loaded.name}' is a {loaded.kind}, allowed: a regressor")
+    denoiser: Any = loaded.model
+    name = loaded.config.property
+    return Judge(name, predictor(denoiser, name, loaded.statistics), loaded.name)
 
 
 def rank(
@@ -273,6 +336,71 @@ def _likelihood(loaded: LoadedModel) -> Callable[[Sequence[Structure]], list[flo
     return score
 
 
+def campaign(
+    model: str | Path,
+    n: int,
+    out: str | Path,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    conditions: Mapping[str, float] | Sequence[str] | None = None,
+    guidance: float | None = None,
+    allowed: Sequence[str] | None = None,
+    validity: Literal["cdvae", "strict"] = "strict",
+    min_distance: float | None = None,
+    composition: bool = False,
+    relax: Literal["chgnet"] | Relaxing | None = None,
+    hull: str | Path = "mp20",
+    top: int = 100,
+    workers: int | None = None,
+    engine: Literal["processes", "ray"] = "processes",
+    seconds: float = 600.0,
+    part: str | None = None,
+    device: str = "auto",
+    **controls: Any,
+) -> Outcome:
+    """Sample, filter, find duplicates, relax, weigh against a hull, rank, and export a shortlist; in a folder.
+
+    model, n, steps, seed, conditions, guidance, device and controls (formula, num_atoms, elements, ...): as in
+    `sample`, which draws the same crystals. A sample is kept when its elements are among `allowed`, its structure is
+    valid by the rule `validity`, no two atoms are nearer than `min_distance` in ångström and, with composition=True,
+    SMACT finds it valid. relax: "chgnet", or an evaluation.relaxing.Relaxing of your own; hull: what "chgnet" is
+    weighed against. top: crystals of the shortlist (CIF, extxyz, ASE database). workers: processes, default all cores,
+    0 for this one; engine "ray" takes them from a Ray cluster. seconds: limit of a chunk of work, see
+    evaluation.campaign. part: "k/n", one of n jobs that share the folder. The same call goes on where a campaign was
+    stopped.
+
+    Raises ValueError naming the argument, and ImportError for the extras campaign, stability and ray.
+    """
+    from checkpoints.drawing import CONTROLS, Draws
+    from evaluation import campaign as run
+    from evaluation.screening import Filters
+    from generative.guidance import read_values
+
+    if foreign := [name for name in controls if name not in CONTROLS]:
+        raise ValueError(f"{foreign[0]} is no argument of a campaign; those of sample are {', '.join(CONTROLS)}")
+    if n < 1:
+        raise ValueError(f"n = {n}, allowed: >= 1")
+    name = str(Path(model) / "best") if (Path(model) / "best").is_dir() else str(model)
+    draws = Draws(name, controls, *read_values(conditions, guidance), steps, seed, device)
+    filters = Filters(tuple(allowed) if allowed else None, validity, min_distance, composition)
+    wishes: dict[str, Any] = {"relax": _relaxing(relax, hull, device), "top": top, "seconds": seconds, "part": part}
+    with run.on_engine(engine, workers) as options:
+        return run.campaign(out, draws, n, filters, request=draws.prepare()[1], **wishes, **options)
+
+
+def _relaxing(relax: Any, hull: str | Path, device: str) -> Relaxing | None:
+    """What `campaign` relaxes with."""
+    from evaluation.relaxing import AgainstHull, Chgnet, Relaxing
+
+    if relax is None or isinstance(relax, Relaxing):
+        return relax
+    if relax != "chgnet":
+        raise ValueError(f"relax = '{relax}', allowed: chgnet, or an evaluation.relaxing.Relaxing")
+    place = "cpu" if device == "auto" else device
+    return Relaxing(Chgnet(device=place), f"chgnet 0.3.0, {hull}", AgainstHull(str(hull)))
+
+
 def prepare(
     source: str | Path | Sequence[str | Path],
     name: str,
@@ -314,31 +442,37 @@ def _models() -> None:
         typer.echo(f"{name}\t{info.kind}\t{info.num_bytes / 1e6:.1f} MB\t{info.sha256[:12]}")
 
 
-@app.command("sample", help="Sample crystals into a folder: extxyz, CIF files and a manifest.")
+@app.command("sample", help="Sample crystals or molecules into a folder: extxyz, CIF files or SDF, a manifest.")
 def _sample(
     model: Annotated[str, typer.Argument(help="name of a trained model, or a checkpoint or run folder")],
     n: Annotated[int, option("-n", help="how many")],
     out: Annotated[Path, option(help="folder; a second call with the same arguments continues it")],
     formula: Annotated[str | None, option(help="composition, for models that predict structures")] = None,
     z: Annotated[int, option(help="formula units in a cell")] = 1,
-    num_atoms: Annotated[str | None, option(help="atoms in a cell: 8, 4-8, or weights 4:0.5,8:0.5")] = None,
+    num_atoms: Annotated[str | None, option(help="atoms in a cell or molecule: 8, 4-8, or weights 4:0.5,8:0.5")] = None,
     elements: Annotated[str | None, option(help="symbols that may occur, e.g. Li,Fe,O")] = None,
     chemical_system: Annotated[str | None, option(help="exactly these elements, e.g. Li-Fe-P-O")] = None,
     forbid: Annotated[str | None, option(help="symbols that may not occur, e.g. Pb,Cd")] = None,
     lattice: Annotated[str | None, option(help="a,b,c,alpha,beta,gamma in ångström and degrees")] = None,
     volume: Annotated[float | None, option(help="of the cell in cubic ångström")] = None,
-    fixed: Annotated[str | None, option(help="sites that are kept, e.g. host.cif:0,1,2")] = None,
+    fixed: Annotated[str | None, option(help="sites that are kept, e.g. host.cif:0,1,2 or ring.sdf:0,1")] = None,
     init: Annotated[str | None, option(help="file with a structure to start from; needs --noise")] = None,
     noise: Annotated[float | None, option(help="level in (0, 1] that the start structure is noised to")] = None,
     steps: Annotated[int | None, option(help="predictor steps (default: the model's)")] = None,
     seed: Annotated[int, option()] = 0,
     batch_size: Annotated[str, option(help="a multiple of 16, or auto")] = "auto",
     device: Annotated[str, option(help="auto, cpu, cuda, mps")] = "auto",
+    condition: Annotated[list[str] | None, option(help="value of a property, as gap=0.2; repeatable")] = None,
+    guidance: Annotated[float | None, option(help="how far beyond the model's own idea of the conditions")] = None,
 ) -> None:
+    from chem.molecule_list import Molecules
+
     size = batch_size if batch_size == "auto" else _integer(batch_size, "batch_size")
     asked = (formula, z, num_atoms, elements, chemical_system, forbid, lattice, volume, fixed, init, noise)
-    made = sample(model, n, *asked, steps, seed, size, out, device)  # type: ignore[arg-type]
-    typer.echo(f"{len(made)} samples in {out}")
+    wishes: dict[str, Any] = {"conditions": condition, "guidance": guidance}
+    made = sample(model, n, *asked, steps, seed, size, out, device, **wishes)  # type: ignore[arg-type]
+    failed = sum(made.reasons.values()) if isinstance(made, Molecules) else 0
+    typer.echo(f"{len(made)} samples in {out}" + (f", {failed} of them without bonds" if failed else ""))
 
 
 @app.command("train", help="Train a model on a data set.")
@@ -361,9 +495,11 @@ def _train(
     frequencies: Annotated[int | None, option()] = None,
     threads: Annotated[int | None, option(help="CPU threads")] = None,
     devices: Annotated[str, option(help="how many devices, or auto")] = "auto",
+    conditions: Annotated[str | None, option(help="columns of the data to condition on, e.g. gap,mu")] = None,
+    property_: Annotated[str | None, option("--property", help="column of the data that a regressor learns")] = None,
 ) -> None:
     count = devices if devices == "auto" else _integer(devices, "devices")
-    options = (epochs, batch_size, lr, precision, hidden, layers, frequencies, threads, count)
+    options = (epochs, batch_size, lr, precision, hidden, layers, frequencies, threads, count, conditions, property_)
     best = train(model, data, out, preset, seed, init, resume, restat, root, *options)  # type: ignore[arg-type]
     typer.echo(f"best weights in {best}")
 
@@ -384,15 +520,18 @@ def _prepare(
 def _evaluate(
     files: Annotated[list[str], typer.Argument(help="files or folders, a data set NAME:SPLIT:N, or baseline:random")],
     reference: Annotated[str | None, option(help="data set NAME:SPLIT:N, or files")] = None,
-    protocol: Annotated[str, option(help="diffcsp-csp, cdvae-2022, edm-qm9, edm-qm9-strict")] = "diffcsp-csp",
-    out: Annotated[Path | None, option(help="folder for report.json and structures.csv")] = None,
+    protocol: Annotated[
+        str, option(help="diffcsp-csp, cdvae-2022, edm-qm9, edm-qm9-strict, edm-conditional")
+    ] = "diffcsp-csp",
+    out: Annotated[Path | None, option(help="folder for report.json, structures.csv and report.html")] = None,
     seed: Annotated[int, option(help="of bootstraps and baselines")] = 0,
     k: Annotated[int | None, option(help="consecutive candidates for each target")] = None,
     processes: Annotated[int | None, option(help="of the matcher (default: all cores)")] = None,
     root: Annotated[Path | None, option(help="directory of the data sets (default: ATOMSMITH_DATA)")] = None,
+    regressor: Annotated[str | None, option(help="with edm-conditional: a trained regressor")] = None,
 ) -> None:
     given = files if len(files) > 1 else files[0]
-    evaluate(given, reference, protocol, out, seed, k=k, processes=processes, root=root).show()
+    evaluate(given, reference, protocol, out, seed, k=k, processes=processes, root=root, regressor=regressor).show()
 
 
 @app.command("rank", help="Rank candidates for one formula, best first.")
@@ -417,6 +556,43 @@ def _rank(
         said = structure.properties
         score = f"{said['score']:.4f}" if "score" in said else f"not ranked: {said['not_ranked']}"
         typer.echo(f"{said['rank']}\t{said.get('id', '')}\t{structure.formula}\t{score}")
+
+
+@app.command("campaign", help="Sample, filter, drop duplicates, relax, weigh, rank, and export a shortlist.")
+def _campaign(
+    model: Annotated[str, typer.Argument(help="name of a trained model of crystals, or a checkpoint or run folder")],
+    n: Annotated[int, option("-n", help="how many samples")],
+    out: Annotated[Path, option(help="folder; the same command goes on where it was stopped")],
+    formula: Annotated[str | None, option(help="composition, for models that predict structures")] = None,
+    z: Annotated[int, option(help="formula units in a cell")] = 1,
+    num_atoms: Annotated[str | None, option(help="atoms in a cell: 8, 4-8, or weights 4:0.5,8:0.5")] = None,
+    elements: Annotated[str | None, option(help="symbols that the model may use, e.g. Li,Fe,O")] = None,
+    chemical_system: Annotated[str | None, option(help="exactly these elements, e.g. Li-Fe-P-O")] = None,
+    forbid: Annotated[str | None, option(help="symbols that the model may not use")] = None,
+    steps: Annotated[int | None, option(help="predictor steps (default: the model's)")] = None,
+    seed: Annotated[int, option()] = 0,
+    condition: Annotated[list[str] | None, option(help="value of a property, as gap=0.2; repeatable")] = None,
+    guidance: Annotated[float | None, option(help="how far beyond the model's own idea of the conditions")] = None,
+    allowed: Annotated[str | None, option(help="filter: symbols that a sample may contain, e.g. Li,Fe,O")] = None,
+    validity: Annotated[str, option(help="filter: cdvae or strict")] = "strict",
+    min_distance: Annotated[float | None, option(help="filter: ångström between any two atoms")] = None,
+    composition: Annotated[bool, option("--composition", help="filter: valid by SMACT")] = False,
+    relax: Annotated[str | None, option(help="chgnet")] = None,
+    hull: Annotated[str, option(help="mp20, or a table of phases")] = "mp20",
+    top: Annotated[int, option(help="crystals of the shortlist")] = 100,
+    workers: Annotated[int | None, option(help="processes (default: all cores), 0 for this one")] = None,
+    engine: Annotated[str, option(help="processes or ray")] = "processes",
+    seconds: Annotated[float, option(help="limit of one chunk of work")] = 600.0,
+    part: Annotated[str | None, option(help="k/n: the k-th of n jobs, from 0")] = None,
+    device: Annotated[str, option(help="auto, cpu, cuda, mps")] = "auto",
+) -> None:
+    wishes: dict[str, Any] = {"conditions": condition, "guidance": guidance, "composition": composition, "relax": relax}
+    wishes |= {"formula": formula, "z": z, "num_atoms": num_atoms, "elements": elements, "forbid": forbid}
+    wishes |= {"chemical_system": chemical_system, "validity": validity, "min_distance": min_distance, "engine": engine}
+    wishes |= {"allowed": allowed.split(",") if allowed else None, "hull": hull, "top": top, "workers": workers}
+    found = campaign(model, n, out, steps=steps, seed=seed, seconds=seconds, part=part, device=device, **wishes)
+    for line in found.lines():
+        typer.echo(line)
 
 
 def _integer(text: str, name: str) -> int:
@@ -468,7 +644,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return 2 if error.errno in WRONG_PATH else 1, text or str(error)
     if isinstance(error, MemoryError):
         return 1, str(error) or "the memory is full"
-    if isinstance(error, RuntimeError):
+    if isinstance(error, RuntimeError) or (isinstance(error, ImportError) and "the extra" in str(error)):
         return 1, str(error)
     place = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(place.filename).name}, line {place.lineno}"

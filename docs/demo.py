@@ -18,7 +18,7 @@ from chem.io import write
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-MODEL = "diffcsp-mp20-csp"
+MODEL = "flowmm-mp20-csp"
 # textbook structures that the samples are compared with: formula, its units in a cell, name
 WANTED = [("NaCl", 1, "rock salt"), ("SrTiO3", 1, "perovskite"), ("TiO2", 2, "rutile")]
 

@@ -94,21 +94,23 @@ class Compare:
     candidates: str
 
     def __call__(self) -> Rows:
-        return self.rows
+        ends = blocks(Path(self.candidates))
 
-    def rows(self, start: int, stop: int) -> pa.Table:
-        """Blocks start .. stop - 1."""
-        import pyarrow as pa
+        def rows(start: int, stop: int) -> pa.Table:
+            import pyarrow as pa
 
-        from evaluation.uniqueness import uniqueness
+            from evaluation.uniqueness import uniqueness
 
-        ends = blocks(Path(self.candidates))[start : stop + 1]
-        table = read_rows(self.candidates, int(ends[0]), int(ends[-1]))
-        groups = []
-        for a, b in zip(ends - ends[0], ends[1:] - ends[0], strict=False):
-            found = uniqueness(to_batch(table.slice(a, b - a)), processes=0).group if b - a > 1 else np.zeros(1)
-            groups.append(found.astype(np.int64).tolist())
-        return pa.table({"group": pa.array(groups, pa.list_(pa.int64()))})
+            table = read_rows(self.candidates, int(ends[start]), int(ends[stop]))
+            groups, first = [], ends[start]
+            for a, b in zip(ends[start:stop], ends[start + 1 : stop + 1], strict=True):
+                group = [0]
+                if b - a > 1:
+                    group = uniqueness(to_batch(table.slice(a - first, b - a)), processes=0).group.tolist()
+                groups.append(group)
+            return pa.table({"group": pa.array(groups, pa.list_(pa.int64()))})
+
+        return rows
 
 
 def keep(candidates: Path, compared: ChunkFolder | None, target: Path) -> int:

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from chem.output import noting
 from evaluation.inputs import Items, from_batch, gather, load_reference, names_data_set, pair
-from evaluation.protocols import Choices, MoleculeProtocol, Protocol
+from evaluation.molecules.asked import Judge
+from evaluation.protocols import Choices, ConditionalProtocol, MoleculeProtocol, Protocol
 from evaluation.protocols import protocol as find_protocol
 from evaluation.report import Report, prepare_folder
 from evaluation.smact import table_source
+from evaluation.stages import in_chunks
 
 BASELINES = ("baseline:random", "baseline:substitution")
+
+
+class Judged(NamedTuple):
+    """A report and what its page draws: a structure for each of its rows, and the reference."""
+
+    report: Report
+    structures: Items
+    reference: Items | None
 
 
 def evaluate(
@@ -26,8 +39,9 @@ def evaluate(
     k: int | None = None,
     processes: int | None = None,
     root: str | Path | None = None,
+    judge: Judge | None = None,
 ) -> Report:
-    """Judge structures by a protocol; with `out`, also write report.json and structures.csv into that folder.
+    """Judge structures by a protocol; with `out`, also write report.json, structures.csv and report.html into a folder.
 
     structures_or_files: files, folders, pymatgen structures, records of chem.io, a CrystalBatch, a data set as
     NAME:SPLIT:N (split val and all of it by default), or one of BASELINES in place of predictions; with a protocol for
@@ -35,7 +49,8 @@ def evaluate(
     data set, files or structures. Structure prediction pairs by the property `target`, an id of the reference, else by
     order with k (default 1) consecutive candidates per target; a missing candidate is a miss. seed: of random draws and
     bootstraps. processes: of the matcher and of bond perception, default all cores, 0 for none and no time limit.
-    root: directory of the data sets, else ATOMSMITH_DATA.
+    root: directory of the data sets, else ATOMSMITH_DATA. judge: what predicts the property that molecules were asked
+    for, with the protocol edm-conditional.
 
     Raises ValueError, in one line, for what cannot be judged at all; single bad structures are counted with a reason.
     """
@@ -45,15 +60,31 @@ def evaluate(
     if out is not None:
         prepare_folder(out)
     with noting("no report was written; the same call begins again"):
-        report = _judge(structures_or_files, reference, chosen, seed, k, processes, root)
+        if isinstance(chosen, ConditionalProtocol) or judge is not None:
+            judged = _conditional(structures_or_files, reference, chosen, seed, root, judge)
+        else:
+            if out is not None and isinstance(chosen, Protocol):
+                structures_or_files = in_chunks(structures_or_files, out, processes)
+            judged = _judge(structures_or_files, reference, chosen, seed, k, processes, root)
         if out is not None:
-            report.write(out)
-    return report
+            judged.report.write(out)
+            _write_page(judged, out)
+    return judged.report
+
+
+def _write_page(judged: Judged, out: str | Path) -> None:
+    """report.html beside the report; without its extra one warning says that there is none."""
+    from evaluation.page import write_page
+
+    try:
+        write_page(judged.report, judged.structures, out, judged.reference)
+    except ImportError as error:
+        warnings.warn(f"no report.html was written: {error}", stacklevel=3)
 
 
 def _judge(
     source: Any, reference: Any, protocol: Choices, seed: int, k: int | None, processes: int | None, root: Any
-) -> Report:
+) -> Judged:
     if k is not None and protocol.task != "csp":
         raise ValueError(f"k = {k} is for structure prediction; allowed with the protocol {protocol.name}: None")
     if isinstance(protocol, MoleculeProtocol):
@@ -67,7 +98,7 @@ def _judge(
 
 def _molecules(
     source: Any, reference: Any, protocol: MoleculeProtocol, seed: int, processes: int | None, root: Any
-) -> Report:
+) -> Judged:
     from evaluation.molecules.inputs import gather_molecules, load_molecules
     from evaluation.molecules.score import score
 
@@ -75,12 +106,25 @@ def _molecules(
     items = load_molecules(source, root) if names_data_set(source) else gather_molecules(source)
     numbers, rows, failures = score(items, against, protocol, processes, seed)
     name = "none" if against is None else against.name
-    return Report(protocol, numbers, rows, name, seed, versions(protocol), failures)
+    return Judged(Report(protocol, numbers, rows, name, seed, versions(protocol), failures), items, against)
+
+
+def _conditional(source: Any, reference: Any, protocol: Choices, seed: int, root: Any, judge: Judge | None) -> Judged:
+    from evaluation.molecules.asked import score
+    from evaluation.molecules.inputs import gather_molecules, load_molecules
+
+    if judge is None or not isinstance(protocol, ConditionalProtocol):
+        raise ValueError(f"protocol = '{protocol.name}': edm-conditional and a regressor are for each other alone")
+    against = None if reference is None else load_molecules(reference, root)
+    items = load_molecules(source, root) if names_data_set(source) else gather_molecules(source)
+    numbers, rows, failures = score(items, against, judge, protocol, seed)
+    name = "none" if against is None else against.name
+    return Judged(Report(protocol, numbers, rows, name, seed, versions(protocol), failures), items, against)
 
 
 def _csp(
     source: Any, reference: Any, protocol: Protocol, seed: int, k: int | None, processes: int | None, root: Any
-) -> Report:
+) -> Judged:
     from evaluation.csp import score
 
     if reference is None:
@@ -93,20 +137,35 @@ def _csp(
         items = _given(source, root)
         candidates = pair(items, targets.ids, k)
     numbers, rows, failures = score(items, targets, candidates, protocol, processes, seed)
-    return Report(protocol, numbers, rows, targets.name, seed, versions(protocol), failures)
+    report = Report(protocol, numbers, rows, targets.name, seed, versions(protocol), failures)
+    return Judged(report, _in_slots(items, candidates), targets)
 
 
-def _ab_initio(source: Any, reference: Any, protocol: Protocol, seed: int, root: Any) -> Report:
+def _in_slots(items: Items, candidates: Sequence[Sequence[int | None]]) -> Items:
+    """One item for each candidate that was asked for, as the rows of a report are."""
+    order = [i for row in candidates for i in row]
+
+    def pick(values: list, missing: Any) -> list:
+        return [missing if i is None else values[i] for i in order]
+
+    missing: dict[str, Any] = {"place": None, "ids": "", "targets": None, "errors": "no candidate", "sources": ""}
+    picked: dict[str, Any] = {name: pick(getattr(items, name), value) for name, value in missing.items()}
+    return replace(items, **picked)
+
+
+def _ab_initio(source: Any, reference: Any, protocol: Protocol, seed: int, root: Any) -> Judged:
     from evaluation.distributions import score
 
     against = None if reference is None else load_reference(reference, root)
     items = _given(source, root)
     numbers, rows, failures = score(items, against, protocol, seed)
     name = "none" if against is None else against.name
-    return Report(protocol, numbers, rows, name, seed, versions(protocol), failures)
+    return Judged(Report(protocol, numbers, rows, name, seed, versions(protocol), failures), items, against)
 
 
 def _given(source: Any, root: Any) -> Items:
+    if isinstance(source, Items):
+        return source
     return load_reference(source, root) if names_data_set(source) else gather(source)
 
 

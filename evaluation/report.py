@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.table import Table
 
-REPORT_FILE, ROWS_FILE = "report.json", "structures.csv"
+REPORT_FILE, ROWS_FILE, PAGE_FILE = "report.json", "structures.csv", "report.html"
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Report:
         for column in ("number", "value", *(["reference"] if beside else []), "interval", "of"):
             table.add_column(column, justify="left" if column in ("number", "of") else "right", overflow="fold")
         for n in self.numbers:
-            form = _percent if n.hits is not None else _decimal
+            form = percent if n.hits is not None else decimal
             interval = "" if math.isnan(n.low) else f"{form(n.low)} .. {form(n.high)}"
             of = n.denominator if n.hits is None else f"{n.hits} of {n.denominator}"
             values = [form(n.value), form(n.reference)] if beside else [form(n.value)]
@@ -132,7 +132,7 @@ class Report:
         Console().print(self.table())
 
     def write(self, out: str | Path) -> None:
-        """report.json and structures.csv into the folder `out`, both whole or neither; replaces older ones."""
+        """report.json and structures.csv into the folder `out`, both whole or neither; replaces an older report."""
         folder = prepare_folder(out)
         buffer = io.StringIO(newline="")
         names = list(dict.fromkeys(name for row in self.rows for name in row))
@@ -141,6 +141,7 @@ class Report:
         writer.writerows(_plain(row) for row in self.rows)
         content = json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n"
         write_together({folder / ROWS_FILE: buffer.getvalue(), folder / REPORT_FILE: content})
+        (folder / PAGE_FILE).unlink(missing_ok=True)  # it would show the older report
 
 
 def prepare_folder(out: str | Path) -> Path:
@@ -157,9 +158,11 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """A share in per cent, "-" for NaN."""
     return "-" if math.isnan(value) else f"{100 * value:.2f} %"
 
 
-def _decimal(value: float) -> str:
+def decimal(value: float) -> str:
+    """A number to four decimals, "-" for NaN."""
     return "-" if math.isnan(value) else f"{value:.4f}"
