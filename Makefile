@@ -28,5 +28,5 @@ bench: .venv/.installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "atomsmith needs Python 3.11 or newer: make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) install -q -c constraints.txt torch==2.13.0
-	$(PIP) install -q -c constraints.txt -e .[dev,train,plot]
+	$(PIP) install -q -c constraints.txt -e .[dev,train,plot,report,stability,campaign]
 	@touch $@

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from checkpoints import CheckpointInfo, LoadedModel
     from chem.molecule_list import Molecules
     from chem.prepare import PrepareReport
-    from evaluation.campaign import Outcome
-    from evaluation.relaxing import Relaxing
+    from evaluation.campaigns.campaign import Outcome
+    from evaluation.campaigns.relaxing import Relaxing
     from evaluation.report import Report
 
 __version__ = "0.1.0"
@@ -364,17 +364,17 @@ def campaign(
     model, n, steps, seed, conditions, guidance, device and controls (formula, num_atoms, elements, ...): as in
     `sample`, which draws the same crystals. A sample is kept when its elements are among `allowed`, its structure is
     valid by the rule `validity`, no two atoms are nearer than `min_distance` in ångström and, with composition=True,
-    SMACT finds it valid. relax: "chgnet", or an evaluation.relaxing.Relaxing of your own; hull: what "chgnet" is
+    SMACT finds it valid. relax: "chgnet", or an campaigns.relaxing.Relaxing of your own; hull: what "chgnet" is
     weighed against. top: crystals of the shortlist (CIF, extxyz, ASE database). workers: processes, default all cores,
     0 for this one; engine "ray" takes them from a Ray cluster. seconds: limit of a chunk of work, see
-    evaluation.campaign. part: "k/n", one of n jobs that share the folder. The same call goes on where a campaign was
+    campaigns.campaign. part: "k/n", one of n jobs that share the folder. The same call goes on where a campaign was
     stopped.
 
     Raises ValueError naming the argument, and ImportError for the extras campaign, stability and ray.
     """
     from checkpoints.drawing import CONTROLS, Draws
-    from evaluation import campaign as run
-    from evaluation.screening import Filters
+    from evaluation.campaigns import campaign as run
+    from evaluation.campaigns.screening import Filters
     from generative.guidance import read_values
 
     if foreign := [name for name in controls if name not in CONTROLS]:
@@ -391,12 +391,12 @@ def campaign(
 
 def _relaxing(relax: Any, hull: str | Path, device: str) -> Relaxing | None:
     """What `campaign` relaxes with."""
-    from evaluation.relaxing import AgainstHull, Chgnet, Relaxing
+    from evaluation.campaigns.relaxing import AgainstHull, Chgnet, Relaxing
 
     if relax is None or isinstance(relax, Relaxing):
         return relax
     if relax != "chgnet":
-        raise ValueError(f"relax = '{relax}', allowed: chgnet, or an evaluation.relaxing.Relaxing")
+        raise ValueError(f"relax = '{relax}', allowed: chgnet, or an evaluation.campaigns.relaxing.Relaxing")
     place = "cpu" if device == "auto" else device
     return Relaxing(Chgnet(device=place), f"chgnet 0.3.0, {hull}", AgainstHull(str(hull)))
 

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.timing import interleave, ratio
 from chem.crystals import CrystalBatch
-from evaluation.compositions import parse, symbols
+from evaluation.compositions.amounts import parse, symbols
 
 SMACT, MAGPIE, NARROW, WIDE, ROUNDS = 10_000, 2000, 1000, 200, 3
 Row = tuple[str, str, str]
@@ -27,7 +27,7 @@ Row = tuple[str, str, str]
 
 def compositions(count: int, seed: int = 0) -> list[dict[int, int]]:
     """Numbers of atoms by atomic number of phases of the packaged reference, at random."""
-    from evaluation.phase_tables import load_hull
+    from evaluation.stability.phase_tables import load_hull
 
     chosen = random.Random(seed).sample(load_hull("mp20").phases.formulas, count)
     return [{z: int(n) for z, n in parse(formula).items()} for formula in chosen]
@@ -46,7 +46,7 @@ def formula(composition: Mapping[int, int]) -> str:
 
 def smact() -> list[Row]:
     """The composition rule, by bitsets and choice by choice."""
-    from evaluation.smact import CompositionRule, _valid, compositional_validity
+    from evaluation.compositions.smact import CompositionRule, _valid, compositional_validity
 
     rule = CompositionRule(missing="invalid")  # what the loop gives with smact 4, where CDVAE's gave "valid"
 
@@ -59,7 +59,7 @@ def smact() -> list[Row]:
 
 def magpie() -> list[Row]:
     """The fingerprints, batched and one by one."""
-    from evaluation.magpie import magpie as fingerprints
+    from evaluation.compositions.magpie import magpie as fingerprints
 
     return _against(
         "magpie",
@@ -112,9 +112,9 @@ def _diagrams(given: Sequence[str], kind: str) -> list[Row]:
     from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
     from pymatgen.core import Composition
 
-    from evaluation.compositions import amounts
-    from evaluation.phase_tables import load_hull
-    from evaluation.phases import systems
+    from evaluation.compositions.amounts import amounts
+    from evaluation.stability.phase_tables import load_hull
+    from evaluation.stability.phases import systems
 
     reference = load_hull("mp20")
     phases = reference.phases

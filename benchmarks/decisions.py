@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from evaluation.matching.reduction import Arrays, arrays_of_batch, reduced, structure
 from evaluation.protocols import DEFAULT, LOOSE, Tolerances
-from evaluation.reduction import Arrays, arrays_of_batch, reduced, structure
 
 COUNT, CARBON = 400, 80
 SETS = ("mp20", "perov5", "carbon24")
@@ -105,7 +105,7 @@ def moved(crystals: list[Arrays], tolerances: Tolerances, seed: int) -> Iterator
 
 def decide(cells: list[Arrays], tolerances: Tolerances, fit: bool) -> np.ndarray:
     """Values of consecutive pairs of reduced cells by the batched matcher."""
-    from evaluation.matcher import Cells, best_values
+    from evaluation.matching.matcher import Cells, best_values
 
     return best_values(Cells(cells), np.arange(len(cells)).reshape(-1, 2), tolerances, fit)
 

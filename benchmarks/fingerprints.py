@@ -27,7 +27,7 @@ def plain_fingerprint(structure: Structure) -> NDArray[np.float64]:
     """The 61 columns, averaged over sites, by pymatgen's CrystalNN and LocalStructOrderParams."""
     from pymatgen.analysis.local_env import CrystalNN
 
-    from evaluation.motifs import MOTIFS
+    from evaluation.descriptors.motifs import MOTIFS
 
     finder, sites = CrystalNN(), []
     with warnings.catch_warnings():
@@ -64,7 +64,7 @@ def run(count: int = COUNT) -> list[tuple[str, str, str]]:
         return [("fingerprints", "skipped: ATOMSMITH_DATA is not set", "")]
     from chem.convert import to_structures
     from chem.datasets import load
-    from evaluation.fingerprints import structure_fingerprints
+    from evaluation.descriptors.fingerprints import structure_fingerprints
 
     batch = load("mp20", "val").batch[: count * ROUNDS]
     structure_fingerprints(batch[:5])
@@ -91,7 +91,7 @@ def hull_share(batch: Any) -> float:
     import cProfile
     import pstats
 
-    from evaluation.fingerprints import structure_fingerprints
+    from evaluation.descriptors.fingerprints import structure_fingerprints
 
     profile = cProfile.Profile()
     profile.runcall(structure_fingerprints, batch)

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from chem.output import write_atomically
-from evaluation.hull import Hull
-from evaluation.phase_tables import PACKAGED
-from evaluation.references import FILE, ElementalReferences, fit_references
+from evaluation.stability.hull import Hull
+from evaluation.stability.phase_tables import PACKAGED
+from evaluation.stability.references import FILE, ElementalReferences, fit_references
 
 CRYSTALS = "mp20_hull_reference_train_val.parquet"
 ELEMENTS = "mp_elemental_reference_entries_2023-02-07.json.gz"

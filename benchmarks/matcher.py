@@ -26,7 +26,7 @@ def run(carbon: int = CARBON, mp20: int = MP20) -> list[Row]:
         return [("matcher", "skipped: ATOMSMITH_DATA is not set", "")]
     from chem.datasets import load
     from evaluation.baselines import substitution
-    from evaluation.reduction import arrays_of_batch
+    from evaluation.matching.reduction import arrays_of_batch
 
     crystals = arrays_of_batch(load("carbon24", "val").batch[:carbon])
     pairs = np.stack(np.triu_indices(len(crystals), 1), 1)
@@ -39,7 +39,7 @@ def run(carbon: int = CARBON, mp20: int = MP20) -> list[Row]:
 
 
 def _rows(name: str, crystals: list, pairs: np.ndarray, ours: Callable, theirs: Callable, bound: str) -> list[Row]:
-    from evaluation.reduction import reduced, structure
+    from evaluation.matching.reduction import reduced, structure
 
     cells = [reduced(one) for one in crystals]
     structures, reduced_structures = [structure(one) for one in crystals], [structure(one) for one in cells]
@@ -67,7 +67,7 @@ def _their_cell(structure: Any) -> Any:
 
 
 def _fit(cells: list, pairs: np.ndarray) -> np.ndarray:
-    from evaluation.matcher import Cells, best_values
+    from evaluation.matching.matcher import Cells, best_values
     from evaluation.protocols import DEFAULT
 
     return np.where(np.isfinite(best_values(Cells(cells), pairs, DEFAULT, largest=True)), 0.0, np.inf)
@@ -82,7 +82,7 @@ def _their_fit(structures: list, pairs: np.ndarray) -> np.ndarray:
 
 
 def _csp(cells: list, pairs: np.ndarray) -> np.ndarray:
-    from evaluation.matcher import Cells, best_values
+    from evaluation.matching.matcher import Cells, best_values
     from evaluation.protocols import DEFAULT, LOOSE
 
     ready = Cells(cells)

@@ -33,7 +33,7 @@ def run(count: int = COUNT) -> list[tuple[str, str, str]]:
     from chem.convert import to_structures
     from chem.datasets import load
     from evaluation.baselines import substitution
-    from evaluation.matching import match_pairs
+    from evaluation.matching.pairs import match_pairs
     from evaluation.protocols import DIFFCSP
 
     targets = load("mp20", "val").batch[:count]

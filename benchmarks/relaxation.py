@@ -53,8 +53,8 @@ def run(count: int = COUNT) -> list[Row]:
     from chgnet.model import StructOptimizer
 
     from chem.convert import to_structures
-    from evaluation.chgnet_potential import CHGNetPotential
-    from evaluation.relaxation import Relaxation, RelaxationSettings, relax
+    from evaluation.relaxation.chgnet_potential import CHGNetPotential
+    from evaluation.relaxation.relax import Relaxation, RelaxationSettings, relax
 
     batch, potential, settings = crystals(count), CHGNetPotential(), RelaxationSettings(fmax=FMAX)
     structures, optimizer = to_structures(batch), StructOptimizer(use_device="cpu")
@@ -97,8 +97,8 @@ def _mean(paths: dict[int, tuple[float, int]]) -> float:
 
 def _on_gpu() -> list[Row]:
     """Crystals relaxed per second of wall time with 1, 64 and 1,024 of them on the way together."""
-    from evaluation.chgnet_potential import CHGNetPotential
-    from evaluation.relaxation import RelaxationSettings, relax
+    from evaluation.relaxation.chgnet_potential import CHGNetPotential
+    from evaluation.relaxation.relax import RelaxationSettings, relax
 
     potential, rows = CHGNetPotential(device="cuda"), []
     for together in BATCHES:

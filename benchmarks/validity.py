@@ -41,7 +41,7 @@ def crystals(n: int = COUNT) -> CrystalBatch:
 
 def run() -> list[tuple[str, str, str]]:
     """Wall seconds of each part, and of all."""
-    from evaluation.smact import compositional_validity
+    from evaluation.compositions.smact import compositional_validity
     from evaluation.validity import structural_validity
 
     threads = torch.get_num_threads()

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evaluation.described import Described
+from evaluation.descriptors.described import Described
+from evaluation.descriptors.symmetry import SYSTEMS, crystal_systems
 from evaluation.divergence import diversity, element_shares, jensen_shannon, mmd, shares, wasserstein
 from evaluation.protocols import Choices
 from evaluation.report import Number
-from evaluation.symmetry import SYSTEMS, crystal_systems
 from evaluation.validity import densities
 
 if TYPE_CHECKING:

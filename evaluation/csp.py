@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evaluation.compositions.smact import batch_counts, compositional_validity
 from evaluation.inputs import Items
-from evaluation.matching import Match, match_pairs
+from evaluation.matching.pairs import Match, match_pairs
 from evaluation.protocols import Protocol
 from evaluation.report import Number, mean, median, rate
-from evaluation.smact import batch_counts, compositional_validity
 from evaluation.validity import Validity, structural_validity
 
 if TYPE_CHECKING:

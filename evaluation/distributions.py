@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evaluation.compositions.smact import batch_counts, compositional_validity
 from evaluation.csp import formulas
 from evaluation.inputs import Items
 from evaluation.intervals import bootstrap
 from evaluation.protocols import Protocol
 from evaluation.report import Number, rate
-from evaluation.smact import batch_counts, compositional_validity
 from evaluation.validity import densities, structural_validity
 
 if TYPE_CHECKING:

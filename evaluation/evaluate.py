@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from chem.output import noting
+from evaluation.compositions.smact import table_source
 from evaluation.inputs import Items, from_batch, gather, load_reference, names_data_set, pair
 from evaluation.molecules.asked import Judge
 from evaluation.protocols import Choices, ConditionalProtocol, MoleculeProtocol, Protocol
 from evaluation.protocols import protocol as find_protocol
 from evaluation.report import Report, prepare_folder
-from evaluation.smact import table_source
-from evaluation.stages import in_chunks
+from evaluation.runs.stages import in_chunks
 
 BASELINES = ("baseline:random", "baseline:substitution")
 
@@ -74,7 +74,7 @@ def evaluate(
 
 def _write_page(judged: Judged, out: str | Path) -> None:
     """report.html beside the report; without its extra one warning says that there is none."""
-    from evaluation.page import write_page
+    from evaluation.page.page import write_page
 
     try:
         write_page(judged.report, judged.structures, out, judged.reference)

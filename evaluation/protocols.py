@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from evaluation.smact import CompositionRule
+from evaluation.compositions.smact import CompositionRule
 
 
 @dataclass(frozen=True)

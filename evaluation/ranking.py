@@ -20,7 +20,7 @@ import numpy as np
 from chem.io import Record, read
 from evaluation.csp import formulas
 from evaluation.inputs import Items, gather
-from evaluation.matching import match_pairs
+from evaluation.matching.pairs import match_pairs
 from evaluation.protocols import Protocol
 from evaluation.protocols import protocol as find_protocol
 from evaluation.validity import unusable

@@ -73,7 +73,8 @@ def test_wheel_holds_weights_and_their_hashes(wheel: Path) -> None:
     assert {f"{place}/{file}" for file in ("config.json", "model.safetensors", "card.md")} <= names
     assert "checkpoints/manifest.json" in names
     assert not {f"{place}/sha256.json", f"{place}/optimizer.ckpt"} & names
-    data = {str(p.relative_to(ROOT)) for p in (ROOT / "chem").rglob("*") if p.is_file() and is_data(p)}
+    rooms = [p for name in ("chem", "evaluation") for p in (ROOT / name).rglob("*")]
+    data = {str(p.relative_to(ROOT)) for p in rooms if p.is_file() and is_data(p)}
     assert data <= names
     assert wheel.stat().st_size < 95e6
 

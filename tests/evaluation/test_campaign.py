@@ -13,12 +13,12 @@ from ase.data import chemical_symbols
 import atomsmith
 from chem.convert import batch_from_arrays
 from chem.io import read
-from evaluation import duplicates
-from evaluation.campaign import Sizes, campaign
-from evaluation.duplicates import blocks, collect, keys
-from evaluation.relaxing import Relaxing
-from evaluation.screening import Filters
-from evaluation.structure_tables import STRUCTURE, read_rows, to_batch, to_table
+from evaluation.campaigns import duplicates
+from evaluation.campaigns.campaign import Sizes, campaign
+from evaluation.campaigns.duplicates import blocks, collect, keys
+from evaluation.campaigns.relaxing import Relaxing
+from evaluation.campaigns.screening import Filters
+from evaluation.campaigns.structure_tables import STRUCTURE, read_rows, to_batch, to_table
 from tests.commands import cli
 from tests.evaluation.crystals_to_screen import KINDS, Merge, Toys, Weigh, prototypes
 
@@ -176,7 +176,7 @@ def test_blocks_against_a_plain_reference(tmp_path, monkeypatch):
     """1,000 rows of random keys in several files, against a loop over sorted tuples."""
     import pyarrow as pa
 
-    from evaluation.chunks import open_chunks
+    from evaluation.runs.chunks import open_chunks
 
     random = np.random.default_rng(0)
     formula, group = random.choice(["AB", "A2B", "ABC"], 1000), random.choice([0, 62, 225], 1000)

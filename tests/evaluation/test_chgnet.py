@@ -12,10 +12,10 @@ from chem.convert import from_structures, to_structures
 from chem.crystals import CrystalBatch
 from chem.lattice import volume
 from chem.ragged import concatenate
-from evaluation.bond_graph import bond_graph, candidates, still_complete
-from evaluation.chgnet_potential import CHGNetPotential
-from evaluation.potentials import label
-from evaluation.relaxation import RelaxationSettings, relax
+from evaluation.relaxation.bond_graph import bond_graph, candidates, still_complete
+from evaluation.relaxation.chgnet_potential import CHGNetPotential
+from evaluation.relaxation.potentials import label
+from evaluation.relaxation.relax import RelaxationSettings, relax
 from tests.evaluation.toys import clusters, strained
 
 GPA = 160.21766208

@@ -9,11 +9,11 @@ import pytest
 
 from chem.convert import batch_from_arrays, from_structures
 from chem.crystals import CrystalBatch
-from evaluation import described
-from evaluation.cache import content_hash, remembered
 from evaluation.comparison import compare, variety
 from evaluation.coverage import CUTOFFS, Cutoffs, coverage, nearest
-from evaluation.described import Described, fingerprint_clause
+from evaluation.descriptors import described
+from evaluation.descriptors.cache import content_hash, remembered
+from evaluation.descriptors.described import Described, fingerprint_clause
 from evaluation.divergence import diversity, element_shares, jensen_shannon, mmd, shares, wasserstein
 from evaluation.protocols import CDVAE
 

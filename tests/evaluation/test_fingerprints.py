@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from benchmarks.fingerprints import plain_fingerprint
 from chem.convert import batch_from_arrays, from_structures, to_structures
 from chem.crystals import CrystalBatch
-from evaluation import fingerprints
-from evaluation.fingerprints import structure_fingerprints, structure_names
-from evaluation.motifs import MOTIFS, order_parameters
-from evaluation.voronoi import voronoi_faces
+from evaluation.descriptors import fingerprints
+from evaluation.descriptors.fingerprints import structure_fingerprints, structure_names
+from evaluation.descriptors.motifs import MOTIFS, order_parameters
+from evaluation.descriptors.voronoi import voronoi_faces
 
 FIXTURE = json.loads((Path(__file__).parents[1] / "data" / "crystalnn_matminer.json").read_text(encoding="utf-8"))
 

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import evaluation.hull
-import evaluation.phases
-import evaluation.simplex
-from evaluation.compositions import amounts, symbols
-from evaluation.hull import Hull
-from evaluation.phase_tables import load_hull
+import evaluation.stability.hull
+import evaluation.stability.phases
+import evaluation.stability.simplex
+from evaluation.compositions.amounts import amounts, symbols
+from evaluation.stability.hull import Hull
+from evaluation.stability.phase_tables import load_hull
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: torch.cuda.is_available()")]
 DEVICES = ["cpu", pytest.param("cuda", marks=gpu)]
@@ -86,7 +86,7 @@ def test_of_the_reference_against_phase_diagrams(mp20):
     found = mp20.distances(formulas, np.zeros(len(formulas)))
     rows = amounts(formulas).numpy() > 0
     for formula, row, distance in zip(formulas, rows, found.e_above_hull, strict=True):
-        within = mp20.phases.within(evaluation.phases.systems(row[None])[0])
+        within = mp20.phases.within(evaluation.stability.phases.systems(row[None])[0])
         part = {mp20.phases.formulas[i]: float(mp20.phases.energies[i]) for i in within}
         assert distance == pytest.approx(pymatgen_hull(part, formula, 0.0)[0], abs=1e-9)
 
@@ -123,7 +123,7 @@ def test_equals_a_general_solver(data):
 def test_blands_rule_alone_finds_the_same(mp20, monkeypatch):
     formulas = mp20.phases.formulas[:3000:60]
     steepest = mp20.distances(formulas, exclude_self=True)
-    monkeypatch.setattr(evaluation.simplex, "PATIENCE", 0)
+    monkeypatch.setattr(evaluation.stability.simplex, "PATIENCE", 0)
     assert np.allclose(mp20.distances(formulas, exclude_self=True).hull_energy, steepest.hull_energy, atol=1e-9)
 
 
@@ -167,14 +167,14 @@ def test_batches_and_cuts_do_not_show(mp20, monkeypatch):
     table = amounts(batch)
     formulas = [dict(zip(symbols(z := row.nonzero()[:, 0].tolist()), row[z].tolist(), strict=True)) for row in table]
     whole = mp20.distances(batch)
-    monkeypatch.setattr(evaluation.hull, "AT_ONCE", 500)
+    monkeypatch.setattr(evaluation.stability.hull, "AT_ONCE", 500)
     assert np.array_equal(mp20.distances(formulas).hull_energy, whole.hull_energy, equal_nan=True)
 
 
 def test_many_elements_look_through_the_systems(mp20, monkeypatch):
     formulas = ["LiNaKMgCaSrTiFeCoNiO12F"]
     slow = mp20.distances(formulas)
-    monkeypatch.setattr(evaluation.phases, "MANY_ELEMENTS", 30)
+    monkeypatch.setattr(evaluation.stability.phases, "MANY_ELEMENTS", 30)
     assert mp20.distances(formulas).hull_energy == pytest.approx(slow.hull_energy, abs=1e-9)
 
 

@@ -7,9 +7,9 @@ from dataclasses import FrozenInstanceError, replace
 import numpy as np
 import pytest
 
+from evaluation.compositions.smact import CompositionRule
 from evaluation.intervals import bootstrap, paired_difference, wilson
 from evaluation.protocols import DEFAULT, LOOSE, PROTOCOLS, Tolerances, protocol
-from evaluation.smact import CompositionRule
 
 
 def test_wilson_against_known_values():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from chem.convert import batch_from_arrays
 from chem.crystals import CrystalBatch
-from evaluation.isometry import amd, amd_distances, pdd, pdd_distance
+from evaluation.descriptors.isometry import amd, amd_distances, pdd, pdd_distance
 
 TRICLINIC = np.array([[4.1, 0.0, 0.0], [1.7, 3.9, 0.0], [-1.2, 1.1, 4.6]])
 

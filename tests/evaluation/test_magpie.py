@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from chem import datasets
 from chem.crystals import CrystalBatch
-from evaluation.compositions import amounts, symbols
-from evaluation.magpie import DATA, _properties, feature_names, magpie, standardise, table_source
+from evaluation.compositions.amounts import amounts, symbols
+from evaluation.compositions.magpie import DATA, _properties, feature_names, magpie, standardise, table_source
 
 FIXTURE = json.loads((Path(__file__).parents[1] / "data" / "magpie_matminer.json").read_text())
 MATMINER = FIXTURE["features"]
@@ -78,10 +78,10 @@ def test_batches_equal_formulas(device):
 def test_chunks_do_not_show(monkeypatch):
     batch = datasets.load("prototypes", "train").batch
     whole, crystals = magpie(list(MATMINER)), magpie(batch)
-    monkeypatch.setattr("evaluation.compositions.AT_ONCE", 7)
+    monkeypatch.setattr("evaluation.compositions.amounts.AT_ONCE", 7)
     assert torch.allclose(magpie(list(MATMINER)), whole, rtol=1e-13, atol=1e-13)
     for size in (7, len(batch), len(batch) - 1):
-        monkeypatch.setattr("evaluation.compositions.AT_ONCE", size)
+        monkeypatch.setattr("evaluation.compositions.amounts.AT_ONCE", size)
         assert torch.allclose(magpie(batch), crystals, rtol=1e-13, atol=1e-13)
 
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from benchmarks import decisions
 from chem import datasets
 from chem.convert import batch_from_arrays
-from evaluation import frames, matcher
-from evaluation.alignment import Kind, _assign
-from evaluation.lattice_maps import lattice_maps, lll_steps, to_one_volume
-from evaluation.matcher import Cells, best_values
-from evaluation.matching import match_pairs
+from evaluation.matching import frames, matcher
+from evaluation.matching.alignment import Kind, _assign
+from evaluation.matching.lattice_maps import lattice_maps, lll_steps, to_one_volume
+from evaluation.matching.matcher import Cells, best_values
+from evaluation.matching.pairs import match_pairs
+from evaluation.matching.reduction import Arrays, arrays_of_batch, reduced, reduced_cells, structure, surely_primitive
 from evaluation.protocols import DEFAULT, DIFFCSP, LOOSE, Tolerances
-from evaluation.reduction import Arrays, arrays_of_batch, reduced, reduced_cells, structure, surely_primitive
 from evaluation.workers import Failed
 
 TRICLINIC = np.array([[4.1, 0.0, 0.0], [1.7, 3.9, 0.0], [-1.2, 1.1, 4.6]])
@@ -211,7 +211,7 @@ def test_small_parts_change_nothing(crystals, monkeypatch):
     before = decisions.decide(cells, LOOSE, False), decisions.decide(cells, DEFAULT, True)
     monkeypatch.setattr(matcher, "CHUNK", 7)
     monkeypatch.setattr(matcher, "POINTS", 500)
-    monkeypatch.setattr("evaluation.alignment.ENTRIES", 1)
+    monkeypatch.setattr("evaluation.matching.alignment.ENTRIES", 1)
     after = decisions.decide(cells, LOOSE, False), decisions.decide(cells, DEFAULT, True)
     np.testing.assert_allclose(before[0], after[0], atol=1e-12)
     assert np.isfinite(before[1]).tolist() == np.isfinite(after[1]).tolist()

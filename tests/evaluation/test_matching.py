@@ -16,7 +16,7 @@ import torch
 
 from chem import datasets
 from chem.convert import batch_from_arrays, to_structures
-from evaluation.matching import NO_MATCH, OTHER_COMPOSITION, match_pairs
+from evaluation.matching.pairs import NO_MATCH, OTHER_COMPOSITION, match_pairs
 from evaluation.protocols import LOOSE, protocol
 from evaluation.workers import Failed, limited_map
 

@@ -16,11 +16,11 @@ from pymatgen.core import Lattice, Structure
 from chem import datasets
 from chem.convert import from_structures, to_structures
 from chem.convert_molecules import from_rdkit
-from evaluation.charts import PERIODIC_TABLE, Histogram, periodic_table, ticks
-from evaluation.drawings import drawings
 from evaluation.evaluate import evaluate
-from evaluation.page import write_page
-from evaluation.page_data import columns, described, histograms, plain
+from evaluation.page.charts import PERIODIC_TABLE, Histogram, periodic_table, ticks
+from evaluation.page.drawings import drawings
+from evaluation.page.page import write_page
+from evaluation.page.page_data import columns, described, histograms, plain
 from evaluation.protocols import CDVAE, EDM
 from evaluation.report import Report, rate
 
@@ -128,7 +128,7 @@ def test_a_thousand_structures_stay_small(tmp_path):
 
 
 def test_more_structures_than_the_gallery_holds(crystals, tmp_path, monkeypatch):
-    monkeypatch.setattr("evaluation.page.MOST", 5)
+    monkeypatch.setattr("evaluation.page.page.MOST", 5)
     place = write_page(report_of([{"n": i} for i in range(12)]), crystals, tmp_path)
     data = Parsed(place).data
     assert len(data["rows"]) == len(data["structures"]) == 5

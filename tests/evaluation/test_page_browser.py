@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from evaluation.page import write_page
+from evaluation.page.page import write_page
 from evaluation.protocols import CDVAE, EDM
 from evaluation.report import Report, rate
 

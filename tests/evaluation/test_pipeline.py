@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evaluation.chunks import ChunkFolder, Piece, open_chunks
-from evaluation.pipeline import mine, run
+from evaluation.runs.chunks import ChunkFolder, Piece, open_chunks
+from evaluation.runs.pipeline import mine, run
 from tests.evaluation.faults import Squares, computed
 
 ROWS, SIZE = 60, 8
@@ -39,7 +39,7 @@ def folder(tmp_path) -> ChunkFolder:
 def on_ray():
     """A local Ray of two workers that pretends to have a GPU."""
     ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
-    from evaluation.ray_pool import ray_map
+    from evaluation.runs.ray_pool import ray_map
 
     ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level=40)
     yield ray_map
@@ -108,14 +108,14 @@ def test_the_guilty_row_is_found_here_too(folder, log):
 
 DRIVER = """
 import sys
-from evaluation.chunks import open_chunks
-from evaluation.pipeline import run
+from evaluation.runs.chunks import open_chunks
+from evaluation.runs.pipeline import run
 from tests.evaluation.faults import Squares
 if __name__ == "__main__":
     out, log, engine = sys.argv[1:]
     options = {"workers": 2}
     if engine == "ray":
-        from evaluation.ray_pool import ray_map
+        from evaluation.runs.ray_pool import ray_map
         options["mapper"] = ray_map
     run(open_chunks(out, {"seed": 1}, 60, 8), Squares(log, fail=frozenset({5}), nap=0.05), **options)
 """

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluation.compositions import amounts
-from evaluation.references import HUBBARD, ElementalReferences, fit_references, load_references
+from evaluation.compositions.amounts import amounts
+from evaluation.stability.references import HUBBARD, ElementalReferences, fit_references, load_references
 
 MU = {"Li": -1.9, "O": -4.9, "Fe": -8.3, "P": -5.4}
 FORMULAS = ["Li2O", "FeO", "Fe2O3", "FeP", "LiFeP", "LiFePO4", "P2O5", "Li3P", "Fe", "Li4"]

@@ -11,9 +11,9 @@ from chem.convert import from_ase, to_structures
 from chem.crystals import CrystalBatch
 from chem.lattice import volume
 from chem.ragged import concatenate
-from evaluation.guards import Guards
-from evaluation.potentials import AsePotential, label
-from evaluation.relaxation import IDLE, RelaxationSettings, relax
+from evaluation.relaxation.guards import Guards
+from evaluation.relaxation.potentials import AsePotential, label
+from evaluation.relaxation.relax import IDLE, RelaxationSettings, relax
 from tests.evaluation.toys import FCC_PRIMITIVE, LennardJones, Spoiled, clusters, strained
 
 EYE = torch.eye(3, dtype=torch.float64)

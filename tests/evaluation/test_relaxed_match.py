@@ -8,7 +8,7 @@ import torch
 
 from chem import datasets
 from chem.lattice import volume
-from evaluation.relaxed_match import match_relaxed
+from evaluation.relaxation.relaxed_match import match_relaxed
 from tests.evaluation.toys import strained
 
 

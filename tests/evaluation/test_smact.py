@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chem.crystals import CrystalBatch
-from evaluation.compositions import parse
-from evaluation.smact import (
+from evaluation.compositions.amounts import parse
+from evaluation.compositions.smact import (
     CDVAE,
     TABLES,
     CompositionRule,
@@ -80,7 +80,7 @@ def test_vector_form_agrees_with_formulas():
 @pytest.mark.parametrize("device", DEVICES)
 def test_words_equal_integers_on_real_compositions(rule, device):
     from chem.datasets import load
-    from evaluation.phase_tables import load_hull
+    from evaluation.stability.phase_tables import load_hull
 
     formulas = load_hull("mp20").phases.formulas[::13]
     one_by_one = [is_valid_composition(formula, rule) for formula in formulas]

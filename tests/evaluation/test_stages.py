@@ -12,12 +12,12 @@ from chem import datasets
 from chem.convert import to_structures
 from chem.io import Record, write
 from chem.reading import count, read, read_slice
-from evaluation import stages
-from evaluation.described import composition_fingerprints
+from evaluation.descriptors.described import composition_fingerprints
+from evaluation.descriptors.fingerprints import structure_fingerprints
 from evaluation.evaluate import evaluate
-from evaluation.fingerprints import structure_fingerprints
 from evaluation.inputs import gather
-from evaluation.stages import STAGES, Describe, describe_files, described, in_chunks, read_items
+from evaluation.runs import stages
+from evaluation.runs.stages import STAGES, Describe, describe_files, described, in_chunks, read_items
 from evaluation.validity import densities, structural_validity
 
 

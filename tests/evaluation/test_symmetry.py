@@ -7,8 +7,8 @@ import pytest
 
 from chem.convert import batch_from_arrays, from_structures
 from chem.crystals import CrystalBatch
+from evaluation.descriptors.symmetry import NOT_FOUND, _renamings, crystal_systems, symmetry, symmetry_health, template
 from evaluation.protocols import CDVAE
-from evaluation.symmetry import NOT_FOUND, _renamings, crystal_systems, symmetry, symmetry_health, template
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import torch
 from chem.convert import from_structures, to_structures
 from chem.lattice import volume
 from chem.ragged import concatenate
-from evaluation.relaxation import RelaxationSettings, relax
-from evaluation.symmetry_constraint import averages, constrain, symmetrise
+from evaluation.relaxation.relax import RelaxationSettings, relax
+from evaluation.relaxation.symmetry_constraint import averages, constrain, symmetrise
 from tests.evaluation.toys import LennardJones, clusters, strained
 
 

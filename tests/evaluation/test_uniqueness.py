@@ -8,10 +8,10 @@ import pytest
 from chem.convert import batch_from_arrays, from_structures, to_structures
 from chem.crystals import CrystalBatch
 from chem.ragged import concatenate
-from evaluation import sameness
+from evaluation.matching import sameness
+from evaluation.matching.sameness import DISORDERED, ORDERED, Sameness, interchangeable
+from evaluation.matching.uniqueness import novelty, uniqueness
 from evaluation.protocols import DEFAULT, Tolerances
-from evaluation.sameness import DISORDERED, ORDERED, Sameness, interchangeable
-from evaluation.uniqueness import novelty, uniqueness
 
 SITES = [[0, 0, 0], [0.5, 0.5, 0.5], [0.4, 0.6, 0.2], [0, 0, 0.75]]  # MatterGen's own test of its disordered matcher
 OTHER = [[0, 0, 0], [0.75, 0.2, 0.1], [0.25, 0.3, 0.5], [0, 0, 0.75]]
@@ -129,7 +129,7 @@ def test_what_cannot_be_compared_has_a_reason_and_is_neither_unique_nor_novel():
 def test_pairs_left_to_pymatgen_and_pairs_that_take_too_long(monkeypatch):
     crystals = carbon(6)
     expected = uniqueness(crystals, processes=0)
-    monkeypatch.setattr("evaluation.matcher.LARGE_SITES", 0)
+    monkeypatch.setattr("evaluation.matching.matcher.LARGE_SITES", 0)
     assert uniqueness(crystals, processes=0).group.tolist() == expected.group.tolist()
     monkeypatch.setattr(sameness, "fit", None)  # calling it fails, as a killed process does
     lost = uniqueness(crystals, processes=0)

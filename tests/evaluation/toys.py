@@ -11,7 +11,7 @@ from chem.crystals import CrystalBatch
 from chem.images import rows_times
 from chem.lattice import volume
 from chem.periodic import neighbour_list
-from evaluation.potentials import ALL_ELEMENTS, Prediction
+from evaluation.relaxation.potentials import ALL_ELEMENTS, Prediction
 
 FCC_PRIMITIVE = torch.tensor([[0.0, 1, 1], [1, 0, 1], [1, 1, 0]], dtype=torch.float64) / 2
 
