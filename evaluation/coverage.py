@@ -1,7 +1,7 @@
 """Coverage: how many reference crystals have a generated one nearby, and the reverse (Xie et al. 2022, after CDVAE).
 
 Nearby means within two cut-offs: of structure fingerprints (descriptors.fingerprints) and of standardised Magpie
-fingerprints (compositions.magpie). The nearest crystals of both kinds are sought independently and need not be the same.
+fingerprints (compositions.magpie). The nearest of both kinds are sought independently and need not be the same.
 Precision is over all generated crystals, those without fingerprints included; recall over the reference crystals that
 have both. The field draws 10,000 samples, valid or not; all recent models are beyond 99 %.
 """

@@ -1,8 +1,8 @@
 """Structure fingerprints: the 61 columns of CrystalNN with order parameters, averaged over the atoms of a crystal.
 
 They are matminer's CrystalNNFingerprint with the preset "ops" and CDVAE's mean over sites, which the coverage of the
-field is measured with: for each number of bonds n up to 24 the weight of n (descriptors.coordination), and up to 12 that
-weight times each order parameter of the first n bonds (descriptors.motifs). A crystal without a fingerprint keeps its
+field is measured with: for each number of bonds n up to 24 the weight of n (coordination.py), and up to 12 that
+weight times each order parameter of the first n bonds (motifs.py). A crystal without a fingerprint keeps its
 row, of NaN, and the reason.
 """
 
