@@ -87,7 +87,7 @@ def steps_for(model: Any, calls: int, sampler: Sampler) -> int:
 def judge(what: Any, data: str, n: int, seed: int, processes: int | None) -> Row:
     """Report of one candidate for each target, hits by variant as a string of 0 and 1, and rms (None: no match)."""
     report = evaluate(what, f"{data}:val:{n}", CSP, seed=seed, k=1, processes=processes)
-    valid = [r["target_valid"] and r["structure_valid"] and r["composition_valid"] for r in report.rows]
+    valid = [row["target_valid"] and row["valid"] for row in report.rows]
     found = {"all": matched(report.rows), "strict": matched(report.rows, "strict_rms")}
     found[LEGACY] = found["all"] & [bool(v) for v in valid]
     hits = {variant: "".join(str(int(hit)) for hit in marks) for variant, marks in found.items()}

@@ -19,8 +19,8 @@ GROUPS = {
 }
 CSP_TEXT = """\
 Cells give how many matched, per cent and interval. Every rate is over all targets: a missing, unreadable or too slow \
-candidate is a miss. `legacy` counts valid pairs only (for k > 1 valid candidates), as DiffCSP's code does, here \
-without its fingerprint clause; `all` counts every match; `strict` has the tolerances {strict} in place of {loose} \
+candidate is a miss. `legacy` counts valid pairs only (for k > 1 valid candidates), as DiffCSP's code does; \
+`all` counts every match; `strict` has the tolerances {strict} in place of {loose} \
 (ltol, stol, angle). RMSE is over the matched of `all`, in units of (V/N)^(1/3); volume error is |dV|/V before the \
 matcher rescales."""
 AB_INITIO_TEXT = """\

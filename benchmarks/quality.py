@@ -23,8 +23,8 @@ HEAD = """\
 Match rate of structure prediction against the number of network calls, written by `python -m benchmarks.calls`. \
 Nothing here was measured on a test split."""
 LEGEND = """\
-One candidate for each of the first validation crystals, the same for all. `legacy` counts valid pairs only (without \
-the fingerprint clause of the original), `all` every match, `strict` those within the strict tolerances; RMSE is over \
+One candidate for each of the first validation crystals, the same for all. `legacy` counts valid pairs only, `all` \
+every match, `strict` those within the strict tolerances; RMSE is over \
 the matched of `all`, in units of (V/N)^(1/3). Intervals of 95 %: of rates Wilson's, of RMSE, and of models with \
 several seeds, by bootstrap of the targets. Differences are paired: both models on the same targets, which are drawn \
 anew."""

@@ -1,8 +1,8 @@
 """Structure prediction: match rate and RMSE at k candidates per target, in three variants that are never mixed.
 
 `all` counts every match. `legacy` is what DiffCSP's tables give: for k = 1 a match counts only where prediction and
-truth are both valid, for k > 1 where the prediction is; the original also asks that a fingerprint can be computed,
-which is not checked here, and the name says so. `strict` counts matches under the tight tolerances. Every rate is
+truth are both valid, for k > 1 where the prediction is; valid means both validities and, by the protocol's switch, that
+both fingerprints can be made. `strict` counts matches under the tight tolerances. Every rate is
 over all targets: a missing, unreadable, too slow or invalid candidate is a miss.
 
 RMSE is the mean of the smallest rms over the matched targets alone, so it can be traded against matches; cRMSE counts
@@ -23,14 +23,14 @@ from evaluation.inputs import Items
 from evaluation.matching.pairs import Match, match_pairs
 from evaluation.protocols import Protocol
 from evaluation.report import Number, mean, median, rate
-from evaluation.validity import Validity, structural_validity
+from evaluation.validity import Validity, joint_validity, structural_validity
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from chem.crystals import CrystalBatch
 
-LEGACY = "legacy_without_fingerprint_clause"
+LEGACY = "legacy"
 Candidates = Sequence[Sequence[int | None]]
 
 
@@ -59,9 +59,11 @@ def score(
     of = {(j, c): match for (j, c, _), match in zip(tried, matches, strict=True)}
     structural = structural_validity(items.batch, protocol.structure)
     composition = compositional_validity(items.batch, protocol.composition)
-    true = structural_validity(reference.batch, protocol.structure).valid
-    true = true & compositional_validity(reference.batch, protocol.composition)
-    scores = _scores(items, reference, tried, of, structural.valid & composition, true, candidates)
+    valid = joint_validity(items.batch, structural.valid, composition, protocol.fingerprints)
+    true_structure = structural_validity(reference.batch, protocol.structure).valid
+    true_composition = compositional_validity(reference.batch, protocol.composition)
+    true = joint_validity(reference.batch, true_structure, true_composition, protocol.fingerprints)
+    scores = _scores(items, reference, tried, of, valid, true, candidates)
     judged = _Judged(items, reference, of, structural, composition, scores, formulas(reference.batch))
     rows = [judged.row(*slot) for slot in slots]
     failures: Counter[str] = Counter(row["failure"] for row in rows if row["failure"])
@@ -102,6 +104,7 @@ def _numbers(scores: Scores, k: int, protocol: Protocol, seed: int) -> list[Numb
     """The numbers over the first k candidates of each target."""
     targets = len(scores.rms)
     legacy = scores.valid[:, :k] & (scores.true[:, None] if k == 1 else True)
+    clause = "" if protocol.fingerprints else "without fingerprint clause"
     variants = {
         "all": scores.rms[:, :k],
         LEGACY: np.where(legacy, scores.rms[:, :k], np.nan),
@@ -112,7 +115,8 @@ def _numbers(scores: Scores, k: int, protocol: Protocol, seed: int) -> list[Numb
         best = np.where(np.isnan(rms), np.inf, rms).min(1)
         hit = np.isfinite(best)
         hits = int(hit.sum())
-        numbers.append(rate(f"match_rate_{name}@{k}", hits, targets, f"all {targets} targets", protocol))
+        note = clause if name == LEGACY else ""
+        numbers.append(rate(f"match_rate_{name}@{k}", hits, targets, f"all {targets} targets", protocol, note))
         numbers.append(mean(f"rmse_{name}@{k}", best[hit], f"{hits} matched targets", protocol, seed))
         numbers.append(median(f"rmse_median_{name}@{k}", best[hit], f"{hits} matched targets", protocol, seed))
         if name == "all":
@@ -171,6 +175,7 @@ class _Judged:
             "target_valid": bool(self.scores.true[target]),
             "structure_valid": None if place is None else bool(self.structural.valid[place]),
             "composition_valid": None if place is None else bool(self.composition[place]),
+            "valid": None if place is None else bool(self.scores.valid[target, candidate]),
             "rms": match.rms,
             "strict_rms": match.strict_rms,
             "volume_error": float(self.scores.volume_error[target, candidate]),

@@ -18,7 +18,7 @@ from evaluation.inputs import Items
 from evaluation.intervals import bootstrap
 from evaluation.protocols import Protocol
 from evaluation.report import Number, rate
-from evaluation.validity import densities, structural_validity
+from evaluation.validity import densities, joint_validity, structural_validity
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,17 +49,18 @@ def score(
     structural = structural_validity(items.batch, protocol.structure)
     strict = structural_validity(items.batch, "strict")
     composition = compositional_validity(items.batch, protocol.composition)
-    both = structural.valid & composition
+    valid = joint_validity(items.batch, structural.valid, composition, protocol.fingerprints)
+    rule = f"both, {'and' if protocol.fingerprints else 'without'} fingerprint clause"
     n, everyone = len(items), f"all {len(items)} structures"
     found = {
         "structural_validity": (structural.valid, protocol.structure),
         "compositional_validity": (composition, protocol.composition.table),
-        "validity": (both, "both, without fingerprint clause"),
+        "validity": (valid, rule),
         "structural_validity_strict": (strict.valid, "strict"),
     }
     numbers = [rate(name, int(v.sum()), n, everyone, protocol, note) for name, (v, note) in found.items()]
     if reference is not None:
-        numbers += _distances(items.batch, both, reference.batch, protocol, seed)
+        numbers += _distances(items.batch, valid, reference.batch, protocol, seed)
     rows = []
     names, density = formulas(items.batch), densities(items.batch)
     for i, place in enumerate(items.place):
@@ -72,6 +73,7 @@ def score(
                 "structure_valid": bool(structural.valid[place]),
                 "structure_valid_strict": bool(strict.valid[place]),
                 "composition_valid": bool(composition[place]),
+                "valid": bool(valid[place]),
                 "reason": structural.reasons[place] or strict.reasons[place],
             }
         rows.append(row)

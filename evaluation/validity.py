@@ -42,6 +42,19 @@ class Validity:
     reasons: list[str]
 
 
+def joint_validity(
+    batch: CrystalBatch, structural: NDArray[np.bool_], composition: NDArray[np.bool_], fingerprints: bool
+) -> NDArray[np.bool_]:
+    """What the field calls `valid` (B,): both validities and, since CDVAE, that both fingerprints can be made."""
+    valid = structural & composition
+    if fingerprints and valid.any():
+        from evaluation.descriptors.described import fingerprint_clause
+
+        rows = np.flatnonzero(valid)
+        valid[rows] = fingerprint_clause(batch[rows.tolist()])
+    return valid
+
+
 def structural_validity(
     batch: CrystalBatch, rule: str = "cdvae", device: torch.device | str | None = None
 ) -> Validity:
