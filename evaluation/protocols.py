@@ -66,8 +66,9 @@ class Protocol(Choices):
     """One way to judge crystals.
 
     task: "csp" (a candidate for each target) or "ab-initio" (samples against a distribution). matcher, strict: the
-    two tolerance sets of csp. fingerprints: whether `valid` also asks that both fingerprints can be made. pair_seconds: time limit of one pair, after which it counts as unmatched. structure: rule
-    of evaluation.validity. samples: how many valid samples the distances are measured on.
+    two tolerance sets of csp. pair_seconds: time limit of one pair, after which it counts as unmatched. structure: rule
+    of evaluation.validity. fingerprints: whether `valid` also asks that both fingerprints can be made. samples: how many
+    valid samples the distances are measured on.
     """
 
     task: Literal["csp", "ab-initio"]

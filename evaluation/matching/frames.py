@@ -66,6 +66,15 @@ def nearest(vectors: Tensor, cell: Tensor, useful: Tensor) -> tuple[Tensor, Tens
     return square + least.clamp(max=0), torch.where(least < 0, step, 26)
 
 
+def several(vectors: Tensor, cell: Tensor, useful: Tensor) -> Tensor:
+    """By how much (C, E) the next image of each shortest vector (C, E, 3) is longer, in squared length."""
+    asked = useful.any(0).nonzero().squeeze(-1)
+    if not len(asked):
+        return torch.full_like(vectors[..., 0], torch.inf)
+    images = steps(cell)[asked] @ cell
+    return (images.square().sum(-1).unsqueeze(1) - 2 * (vectors @ images.mT).abs()).amin(-1)
+
+
 def steps(like: Tensor) -> Tensor:
     """Integer steps (27, 3) to the neighbours of a cell, as floats: thirteen, their opposites, and none."""
     return _STEPS.to(like)

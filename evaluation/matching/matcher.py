@@ -76,8 +76,8 @@ def best_values(cells: Cells, pairs: NDArray[np.int64], tolerances: Tolerances, 
     """For each (i, j) of pairs (P, 2) how well cell i matches cell j: float64 (P,), infinite where it does not.
 
     The value is pymatgen's get_rms_dist(i, j)[0]; with `largest` only whether it is finite means anything, and that
-    is what fit(i, j) says. NaN where pymatgen has to be asked: for a pair that is too large, for supercells, and where
-    several alignments are so good that pymatgen takes the first that it sees.
+    is what fit(i, j) says. NaN where pymatgen has to be asked: for a pair that is too large, for supercells, where
+    several alignments are so good that pymatgen takes the first that it sees, and where rounding decides for it.
     """
     best = np.full(len(pairs), np.inf)
     if tolerances.attempt_supercell:
@@ -103,18 +103,21 @@ def _chunk(cells: Cells, pairs: Tensor, tolerances: Tolerances, largest: bool) -
     unclear = points > LARGE_BOX
     parts = (~unclear).nonzero().squeeze(-1)
     worst = torch.zeros_like(best)  # of the values below PERFECT
+    doubt = torch.full_like(best, torch.inf)  # the least value that a choice among equals could have given
     # an equal number of pairs in each part bounds the memory, as none of them has more than LARGE_BOX points
     for part in parts.tensor_split(1 + int(points[parts].sum()) // POINTS):
         maps = lattice_maps(made[part], true[part], tolerances)
         maps = replace(maps, pair=part[maps.pair])
         if largest:  # a pair is settled by its first match: the most similar cells make one most often
             closest = _closest(maps, true)
-            _align(cells, pairs, maps[closest], tolerances.stol, largest, best, worst)
+            _align(cells, pairs, maps[closest], tolerances.stol, largest, best, worst, doubt)
             maps = maps[~closest & (best[maps.pair] >= tolerances.stol)]
-        _align(cells, pairs, maps, tolerances.stol, largest, best, worst)
+        _align(cells, pairs, maps, tolerances.stol, largest, best, worst, doubt)
     best[best >= tolerances.stol] = torch.inf
-    if not largest:
-        unclear |= worst - best > SAME
+    if largest:  # a pair that matches for certain is settled
+        unclear |= (doubt < tolerances.stol) & torch.isinf(best)
+    else:
+        unclear |= (worst - best > SAME) | (doubt < tolerances.stol) & (doubt <= best)
     return best.masked_fill(unclear, torch.nan)
 
 
@@ -129,8 +132,20 @@ def _closest(maps: Maps, true: Tensor) -> Tensor:
     return torch.zeros_like(first).index_fill(0, order[first], True)
 
 
-def _align(cells: Cells, pairs: Tensor, maps: Maps, stol: float, largest: bool, best: Tensor, worst: Tensor) -> None:
-    """Lower best (P,) to the least value of the maps, and raise worst (P,) to the largest one below PERFECT."""
+def _align(
+    cells: Cells,
+    pairs: Tensor,
+    maps: Maps,
+    stol: float,
+    largest: bool,
+    best: Tensor,
+    worst: Tensor,
+    doubt: Tensor,
+) -> None:
+    """Lower best (P,) to the least certain value of the maps and doubt (P,) to the least doubtful one.
+
+    Also raise worst (P,) to the largest value below PERFECT.
+    """
     sites = torch.tensor([kind.sites for kind in cells.kinds], device=pairs.device)
     kinds = torch.from_numpy(cells.kind).to(pairs.device)[pairs[:, 0]]
     frames = Frames.of(maps, sites[kinds[maps.pair]], stol)
@@ -139,6 +154,8 @@ def _align(cells: Cells, pairs: Tensor, maps: Maps, stol: float, largest: bool, 
         mine, local = of_kind.pair.unique(return_inverse=True)
         kind, of_kind = cells.kinds[k], replace(of_kind, pair=local)
         made, true = (cells.sites(pairs[mine, side], kind.sites) for side in (0, 1))
-        for pair, value in candidate_values(kind, made, true, cells.anchor[pairs[mine, 1]], of_kind, largest):
-            best.scatter_reduce_(0, mine[pair], value, "amin")
+        for pair, value, least in candidate_values(kind, made, true, cells.anchor[pairs[mine, 1]], of_kind, largest):
+            doubt.scatter_reduce_(0, mine[pair], least, "amin")
+            certain = torch.where(torch.isinf(least), value, torch.inf)
+            best.scatter_reduce_(0, mine[pair], certain, "amin")
             worst.scatter_reduce_(0, mine[pair], torch.where(value < PERFECT, value, 0.0), "amax")

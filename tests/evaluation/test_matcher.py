@@ -183,11 +183,50 @@ def test_assignments_cost_as_little_as_scipys(count):
     rng = np.random.default_rng(count)
     cost = torch.from_numpy(rng.random((50, count, count)))
     cost[torch.from_numpy(rng.random(cost.shape) < 0.2)] = torch.inf
-    found = cost.gather(2, _assign(cost).unsqueeze(-1)).sum((1, 2))
+    found = cost.gather(2, _assign(cost)[0].unsqueeze(-1)).sum((1, 2))
     for mine, one in zip(found.tolist(), cost.numpy(), strict=True):
         one = np.where(np.isinf(one), 1e6, one)
         best = one[linear_sum_assignment(one)].sum()
         assert mine == pytest.approx(best) if best < 1e6 else mine == np.inf
+
+
+def test_equally_good_assignments_are_noticed():
+    cost = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[1.0, 2.0], [3.0, 4.5]], [[torch.inf, 2.0], [3.0, 4.0]]])
+    assert _assign(cost)[1].tolist() == [True, False, False]
+
+
+# two layers half a cell apart: whether rounding takes a layer up or down decides whether they match (MP-20)
+LAYERS_MADE = Arrays(
+    np.array([25, 25, 25, 33, 33, 33, 27, 45, 45]),
+    np.array(
+        [[0, 0, 0.596519], [0, 0.59652, 0], [0, 0.40348, 0.40348], [0.5, 0.773574, 0.773574], [0.5, 0.226426, 0]]
+        + [[0.5, 0, 0.226426], [0, 0, 1e-06], [0.5, 0.333333, 0.666667], [0.5, 0.666667, 0.333333]]
+    ),
+    np.array([[4.18163053, 0, 0], [0, 6.030756390694758, -3.4818577467543954], [0, 0, 6.96371471]]),
+)
+LAYERS_TRUE = Arrays(
+    np.array([25, 25, 25, 27, 33, 33, 33, 45, 45]),
+    np.array(
+        [[0.5, 0.412949, 1], [0.5, 0.997662, 0.404148], [0.5, 0.593514, 0.595852], [0, 0.740074, 0]]
+        + [[0, 0.348131, 0.676916], [0, 0.671215, 0.323084], [0.5, 0.980602, 1], [0, 0.997135, 0.738316]]
+        + [[0, 0.258819, 0.261684]]
+    ),
+    np.array([[3.653745, 0, 0], [0, 5.503141986828844, -3.1089069706396115], [0, 0, 6.42506562]]),
+)
+
+
+def test_where_rounding_decides_pymatgen_is_asked():
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+
+    pair = [LAYERS_MADE, LAYERS_TRUE]
+    cells = Cells([reduced(crystal) for crystal in pair])
+    assert np.isnan(best_values(cells, np.array([(0, 1)]), LOOSE)).all()
+    matcher_of_pymatgen = StructureMatcher(LOOSE.ltol, LOOSE.stol, LOOSE.angle_tol)
+    for made, true in (pair, pair[::-1]):
+        expected = matcher_of_pymatgen.get_rms_dist(structure(made), structure(true))
+        batches = [batch_from_arrays(*([column] for column in one)) for one in (made, true)]
+        (found,) = match_pairs(*batches, [(0, 0)], DIFFCSP, 0)
+        assert found.rms == (None if expected is None else pytest.approx(expected[0], abs=1e-9))
 
 
 def test_entries_pair_like_sites_row_by_row():
