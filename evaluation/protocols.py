@@ -67,8 +67,8 @@ class Protocol(Choices):
 
     task: "csp" (a candidate for each target) or "ab-initio" (samples against a distribution). matcher, strict: the
     two tolerance sets of csp. pair_seconds: time limit of one pair, after which it counts as unmatched. structure: rule
-    of evaluation.validity. fingerprints: whether `valid` also asks that both fingerprints can be made. samples: how many
-    valid samples the distances are measured on.
+    of evaluation.validity. fingerprints: whether `valid` asks that both fingerprints can be made too. samples: how
+    many valid samples the distances are measured on.
     """
 
     task: Literal["csp", "ab-initio"]
