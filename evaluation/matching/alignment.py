@@ -133,8 +133,7 @@ def _assign(cost: Tensor) -> tuple[Tensor, Tensor]:
         two = total.topk(2, largest=False)
         return orders[two.indices[:, 0]], two.values[:, 1] - two.values[:, 0] < TIE
     best = cost.argmin(-1)
-    clear = (torch.nn.functional.one_hot(best, count).sum(1) == 1).all(-1)
-    open_ = (~clear & torch.isfinite(cost).any(-1).all(-1) & torch.isfinite(cost).any(-2).all(-1)).nonzero().squeeze(-1)
+    open_ = (torch.nn.functional.one_hot(best, count).sum(1) != 1).any(-1).nonzero().squeeze(-1)
     if len(open_):
         best[open_] = _solve(cost[open_])
     return best, clear_cut

@@ -190,6 +190,14 @@ def test_assignments_cost_as_little_as_scipys(count):
         assert mine == pytest.approx(best) if best < 1e6 else mine == np.inf
 
 
+@pytest.mark.parametrize("count", [3, 6])
+def test_sites_that_only_one_partner_reaches_are_not_assigned(count):
+    """All rows like one column and no row reaches the last: a choice row by row would look like a match."""
+    cost = torch.full((1, count, count), torch.inf)
+    cost[..., 0] = 1.0
+    assert torch.isinf(cost.gather(2, _assign(cost)[0].unsqueeze(-1)).sum())
+
+
 def test_equally_good_assignments_are_noticed():
     cost = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[1.0, 2.0], [3.0, 4.5]], [[torch.inf, 2.0], [3.0, 4.0]]])
     assert _assign(cost)[1].tolist() == [True, False, False]
