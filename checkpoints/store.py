@@ -53,15 +53,27 @@ class LoadedModel:
         """log density (B,) in nats of pymatgen structures, given their composition where the model wants one.
 
         In their Niggli cells, as the model was trained. The measure, the options and what they raise are those of
-        `generative.likelihood.log_prob`: only models all of whose noise is a flow have a density.
+        `generative.likelihood.log_prob`: only models all of whose noise is a flow have a density. Raises ValueError
+        that names the first structure, by its property `id` where it has one, that cannot be reduced to a cell the
+        model can hold.
         """
         from chem.convert import batch_from_arrays
+        from chem.ragged import concatenate
         from chem.row_parsing import reduced_arrays
         from generative.likelihood import log_prob
 
         model: Any = self.model
-        batch = batch_from_arrays(*zip(*map(reduced_arrays, structures), strict=True))
-        return log_prob(model, batch.to(model.device), **options).cpu()
+        batches = []
+        for i, structure in enumerate(structures):
+            try:
+                batches.append(batch_from_arrays(*([array] for array in reduced_arrays(structure))))
+                model.encode(batches[-1])
+            except ValueError as error:
+                name = (structure.properties or {}).get("id", i)
+                raise ValueError(f"structures: {name}: {error}") from None
+        if not batches:
+            raise ValueError("structures is empty, allowed: at least one")
+        return log_prob(model, concatenate(batches).to(model.device), **options).cpu()
 
 
 def load(

@@ -240,7 +240,8 @@ class Denoiser(Generator):
             ahead = state.replace(**self._moved(noisy, state, prediction, t, s, clean, generator))
             if averaged and i < len(grid) - 1:
                 later = self._predict(ahead, s, clean)
-                mean = {f: (prediction[f] + later[f]) / 2 for f in averaged}
+                pairs = {f: (prediction[f], later[f]) for f in averaged}
+                mean = {f: p.average(*pairs[f], t, s, state.rows(f)) for f, p in averaged.items()}
                 ahead = ahead.replace(**self._moved(averaged, state, mean, t, s, clean, generator))
             state = ahead
         last = self._predict(state, grid[-1], clean) if any(p.reads_prediction for p in noisy.values()) else {}

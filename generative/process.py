@@ -19,7 +19,7 @@ from generative.noise import Random
 
 
 class Process(nn.Module, ABC):
-    """Noise on one field: abstract, with four hooks that have a default (`loss`, `readout`, `correct`, `inform`).
+    """Noise on one field: abstract, with hooks that have a default (`loss`, `readout`, `correct`, `inform`, `average`).
 
     shape: trailing shape of a row. clamps: rows given when sampling hold the data in the state itself; False where
     the state is not a noisy datum (the beliefs of a Bayesian flow), then only predictions are told of them (`inform`).
@@ -68,6 +68,10 @@ class Process(nn.Module, ABC):
         assert rows.given is not None
         given = rows.given.reshape(-1, *[1] * (prediction.dim() - 1))
         return torch.where(given, self.oracle(x, x_t, t, rows), prediction)
+
+    def average(self, first: Tensor, second: Tensor, t: Tensor, s: Tensor, rows: Rows) -> Tensor:
+        """What a second-order step from t to s takes for its prediction, of those made at t and, ahead, at s."""
+        return (first + second) / 2
 
     def readout(self, x: Tensor, prediction: Tensor | None, rows: Rows) -> Tensor:
         """The sample, from the state at t = 1 and, where `reads_prediction` is True, a prediction made there."""

@@ -18,10 +18,14 @@ from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
 import atomsmith
+import checkpoints
+from chem import datasets
 from chem.io import read
+from chem.statistics import Statistics
 from generative import sampling
 from generative.controls import Controls
 from generative.generator import Denoiser
+from generative.models.flowmm import FlowMMConfig, build
 from generative.templates import CrystalTemplates
 
 
@@ -315,3 +319,14 @@ def test_controls_on_the_command_line_are_those_of_python(tiny_csp, tiny_ab_init
         assert all(np.array_equal(a.frac_coords, b.frac_coords) for a, b in zip(made, expected, strict=True))
         assert all(np.array_equal(a.lattice.matrix, b.lattice.matrix) for a, b in zip(made, expected, strict=True))
         assert [a.atomic_numbers for a in made] == [b.atomic_numbers for b in expected]
+
+
+def test_the_manifest_says_how_a_flow_was_sped_up(tmp_path):
+    statistics = Statistics.compute(datasets.load("prototypes", "train").batch)
+    config = FlowMMConfig(hidden=16, layers=1, frequencies=4, time_dim=16, cell_slope=1.5)
+    with torch.random.fork_rng():
+        state = build(config, statistics).state_dict()
+    checkpoints.save(tmp_path / "flow", "flowmm", config, statistics, state)
+    atomsmith.sample(tmp_path / "flow", 1, formula="NaCl", steps=2, out=tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["slopes"] == {"cell": 1.5, "frac_coords": 10.0} and manifest["network_calls"] == 2

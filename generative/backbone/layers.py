@@ -20,7 +20,7 @@ from chem.crystals import CrystalBatch
 from chem.periodic import torus_log, wrap
 from chem.ragged import RaggedBatch
 
-TINY = 1e-12  # keeps the direction of a displacement of length zero finite: it is zero
+TINY = 1e-6  # Å^2; keeps the direction of a displacement of length zero finite: it is zero
 
 
 class PairLayer(nn.Module):
@@ -71,11 +71,15 @@ def gram(batch: CrystalBatch) -> Tensor:
 def direction(metric: Tensor, start: Tensor, end: Tensor) -> Tensor:
     """Unit vectors of G d, d the shortest way between points (..., 3); metric (..., 3, 3) (FlowMM's edge feature).
 
-    Components of d of exactly half a cell, which lead both ways, count as zero, so that d is odd. Zero where d is.
+    Components of d of half a cell, which lead both ways, count as zero, so that d is odd; so do those of nothing but
+    rounding. Zero where d is, and without a slope there: symmetric crystals have many such pairs, and slopes of
+    1 / TINY would drown the divergence of the flow.
     """
     delta = (torus_log(start, end) - torus_log(end, start)) / 2
+    rounding = 4 * torch.finfo(delta.dtype).eps
+    delta = torch.where((delta.abs() - 0.25).abs() < 0.25 - rounding, delta, 0.0)
     v = (metric @ delta.unsqueeze(-1)).squeeze(-1)
-    return v / (v.square().sum(-1, keepdim=True) + TINY).sqrt()
+    return v / (v.square().sum(-1, keepdim=True) + TINY**2).sqrt()
 
 
 def plain_layers(net: LayerStack, batch: CrystalBatch, h: Tensor, structure: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ Representation: the cell as six numbers (`lattice` chooses which; the paper's ar
 coordinates on the flat torus modulo a common translation, elements as seven analog bits. All paths are straight.
 
 The network is CSPNet without self-pairs, with the directions of the edges, the number of atoms and the cell's numbers,
-scaled by their moments along the path, as features of a structure. Deviations from the paper: those moments, and those
+scaled by their moments along the path, as features of a structure. Exchanging lattice vectors is no symmetry of it, so
+cells come Niggli-reduced. Deviations from the paper: those moments, and those
 that scale the predicted velocities, come in closed form from the statistics of the training set; losses are in units
 of the target's variance, with the weights that the paper's amount to there; the gain of the coordinates' velocity is
 clipped (processes/flow.py).
@@ -46,9 +47,9 @@ class FlowMMConfig:
     """Settings of FlowMM; the defaults are the paper's for MP-20 but for `steps`, `lattice` and the slopes.
 
     task: "csp" (composition given) or "ab-initio". lattice: "parameters" (the paper's), "log-strain" (CrystalFlow) or
-    "matrix". steps: default number of steps. coords_slope, cell_slope: of the gain when sampling; by default 10 for
-    csp and 5 ab initio, and 0. assign: exchange base coordinates among atoms of one element for short paths.
-    conditions: properties it can be asked for (guidance.py).
+    "matrix". steps: default number of steps. coords_slope, cell_slope, types_slope: of the gain when sampling; that of
+    coordinates is by default 10 for csp and 5 ab initio. assign: exchange base coordinates among atoms of one element
+    for short paths. conditions: properties it can be asked for (guidance.py).
     """
 
     task: Literal["csp", "ab-initio"] = "csp"
@@ -60,6 +61,7 @@ class FlowMMConfig:
     lattice: Literal["parameters", "log-strain", "matrix"] = "parameters"
     coords_slope: float | None = None
     cell_slope: float = 0.0
+    types_slope: float = 0.0
     assign: bool = False
     lattice_weight: float = 1.0
     coords_weight: float = 2.5
@@ -70,9 +72,12 @@ class FlowMMConfig:
         for name, allowed in (("task", ("csp", "ab-initio")), ("lattice", tuple(VECTORS))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} = '{getattr(self, name)}', allowed: {', '.join(allowed)}")
-        for name in ("hidden", "layers", "frequencies", "steps"):
+        for name in ("hidden", "layers", "frequencies", "time_dim", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, allowed: >= 1")
+        for name in ("coords_slope", "cell_slope", "types_slope", "lattice_weight", "coords_weight", "types_weight"):
+            if not 0 <= (getattr(self, name) or 0) < math.inf:
+                raise ValueError(f"{name} = {getattr(self, name)}, allowed: >= 0")
 
 
 def cell_base(config: FlowMMConfig, statistics: Statistics) -> EuclideanBase:
@@ -136,7 +141,7 @@ def build(config: FlowMMConfig, statistics: Statistics) -> Denoiser:
     }
     weights = {"cell": config.lattice_weight, "frac_coords": config.coords_weight, "types": config.types_weight}
     if config.task == "ab-initio":
-        processes["types"] = EuclideanFlow((BITS,), scale=math.sqrt(2))
+        processes["types"] = EuclideanFlow((BITS,), scale=math.sqrt(2), gain=Gain(config.types_slope))
     else:
         processes["atomic_numbers"] = Fixed(())
     network = FlowMMNet(

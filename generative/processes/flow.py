@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,8 +93,16 @@ class Flow(Process):
         return self.velocity(self.log(x_t, x) / rows.spread(1 - t, x), rows)
 
     def step(self, x_t: Tensor, prediction: Tensor, t: Tensor, s: Tensor, rows: Rows, generator: Random) -> Tensor:
-        reach = (self.gain(t) * (s - t) / (1 - t)).clamp(max=1) * (1 - t)
-        return self.exp(x_t, rows.spread(reach, x_t) * self.velocity(prediction, rows))
+        return self.exp(x_t, rows.spread(self._reach(t, s - t), x_t) * self.velocity(prediction, rows))
+
+    def average(self, first: Tensor, second: Tensor, t: Tensor, s: Tensor, rows: Rows) -> Tensor:
+        # each velocity counts with the gain of its own time, and `step` multiplies both by that of t
+        share = self._reach(s, s - t) / self._reach(t, s - t)
+        return (first + rows.spread(share, first) * second) / 2
+
+    def _reach(self, t: Tensor, duration: Tensor) -> Tensor:
+        """How far a velocity at t carries in a step of this duration; not beyond the data."""
+        return (self.gain(t) * duration / (1 - t)).clamp(max=1) * (1 - t)
 
     def loss(self, prediction: Tensor, target: Tensor, t: Tensor, rows: Rows) -> Tensor:
         error = (self.velocity(prediction, rows) - target) / self.scale.to(prediction.dtype)
@@ -175,3 +183,8 @@ class TorusFlow(Flow):
 
     def exp(self, x: Tensor, v: Tensor) -> Tensor:
         return wrap(x + v)
+
+
+def slopes_of(processes: Mapping[str, Process]) -> dict[str, float]:
+    """Slope of the gain of every flow among processes, by field: what is sampled depends on it."""
+    return {field: process.gain.slope for field, process in processes.items() if isinstance(process, Flow)}

@@ -43,3 +43,13 @@ def test_a_crystal_has_one_density_however_it_is_written_down(flow):
 def test_a_model_that_is_no_flow_has_no_density(tiny_csp):
     with pytest.raises(ValueError, match="only flows follow an ODE"):
         checkpoints.load(tiny_csp).log_prob([PLAIN])
+
+
+def test_what_has_no_reduced_cell_is_refused_by_name(flow):
+    flat = Structure(Lattice([[4, 0, 0], [4, 1e-9, 0], [0, 0, 4]]), ["Na"], [[0, 0, 0]])
+    for properties, name in (({}, 1), ({"id": "mp-7"}, "mp-7")):
+        flat.properties = properties
+        with pytest.raises(ValueError, match=f"^structures: {name}: cell of .* cubic ångström for 1 atoms$"):
+            flow.log_prob([PLAIN, flat], **OPTIONS)
+    with pytest.raises(ValueError, match="^structures is empty"):
+        flow.log_prob([], **OPTIONS)

@@ -243,6 +243,21 @@ def test_a_cell_that_the_model_cannot_hold_is_reduced_for_the_loop_alone(name):
     assert np.array_equal(given["lattice"][3].numpy(), SHARP.matrix)
 
 
+@pytest.mark.parametrize("options", [{"lattice": "log-strain"}, {"lattice": "matrix"}, {"assign": True}], ids=str)
+@pytest.mark.parametrize("task", ["csp", "ab-initio"])
+def test_other_cells_and_assigned_noise_obey_as_well(task, options, monkeypatch):
+    """FlowMM's options, under the controls that meet them: a cell that is kept, a start, sites."""
+    sizes: dict[str, Any] = dict(hidden=16, layers=1, frequencies=4, time_dim=16)
+    config = flowmm.FlowMMConfig(task=task, **sizes, **options)  # type: ignore[arg-type]
+    name = f"{task} {options}"
+    monkeypatch.setitem(DENOISERS, name, (lambda: flowmm.build(config, statistics()), task == "csp"))
+    cases = CSP_CASES if task == "csp" else DE_NOVO_CASES
+    for case in ("lattice", "volume", "init fixed"):
+        asked, checks = cases[case]
+        made = sample(name, 48, **asked)
+        assert len(made) == 48 and all(check(made) for check in checks), case
+
+
 @pytest.mark.parametrize("name", DENOISERS)
 def test_the_digits_survive_in_structures(name):
     """0.0, 1 - 1e-9, 1.0 and a coordinate outside of the cell come back as they were, and so do six parameters."""

@@ -331,9 +331,12 @@ def test_clipped_gain_lands_on_the_data(gain: Gain, steps: int) -> None:
     flows = EuclideanFlow((3, 3), gain=gain), TorusFlow(gain=gain, mean_free=False)
     processes: dict[str, Process] = dict(zip(("lattice", "frac_coords"), flows, strict=True))
     for order in (1, 2):
-        sampled = oracle_model(processes, data).sample(empty(data), steps, seeded(2), order=order)
-        assert float((sampled["lattice"] - data["lattice"]).abs().max()) < 1e-9
-        assert float(torus_log(sampled["frac_coords"], data["frac_coords"]).abs().max()) < 1e-9
+        states = list(oracle_model(processes, data).trajectory(empty(data), steps, seeded(2), order=order))
+        assert float((states[-1]["lattice"] - data["lattice"]).abs().max()) < 1e-9
+        assert float(torus_log(states[-1]["frac_coords"], data["frac_coords"]).abs().max()) < 1e-9
+        away = [s["lattice"] - data["lattice"] for s in states]
+        for before, after in itertools.pairwise(away):
+            assert bool((after * before.sign() > -1e-9).all()) and bool((after.abs() <= before.abs() + 1e-9).all())
 
 
 def check_gain(process: EuclideanFlow) -> None:
@@ -388,6 +391,28 @@ def test_orders_of_convergence() -> None:
     assert affine_error(40, 2) < affine_error(80, 1) / 10
     with pytest.raises(ValueError, match="order = 3, allowed: 1, 2"):
         affine_error(4, 3)
+
+
+def gained_error(steps: int, order: int, flow: EuclideanFlow) -> float:
+    """Halfway, where no step is clipped, against the exponential in the integral of the gain."""
+    model = Denoiser(Affine(0.6, 0.4), {"lattice": flow}, Times(), steps).double()
+    states = list(model.trajectory(CrystalBatch([2, 3]), generator=seeded(1), order=order))
+    reach = 0.6 * (0.5 + flow.gain.slope * (0.5 - flow.gain.offset) ** 2 / 2)
+    exact = math.exp(reach) * states[0]["lattice"] + math.expm1(reach) * 0.4 / 0.6
+    return float((states[steps // 2]["lattice"] - exact).abs().max())
+
+
+def check_order_with_gain(flow: EuclideanFlow) -> None:
+    """Each end of a second-order step counts with its own gain."""
+    for order in (1, 2):
+        errors = [gained_error(n, order, flow) for n in (80, 160)]
+        assert abs(math.log2(errors[0] / errors[1]) - order) < 0.07
+
+
+@pytest.mark.parametrize("gain", [Gain(5.0), Gain(10.0, 0.25)], ids=str)
+def test_orders_of_convergence_with_gains(gain: Gain) -> None:
+    """Of the flow that is sped up, the one that adaptive steps follow too."""
+    check_order_with_gain(EuclideanFlow((3, 3), gain=gain))
 
 
 def test_noise_takes_first_order_steps() -> None:
@@ -531,6 +556,13 @@ class LateGain(EuclideanFlow):
         return x_t + rows.spread(reach, x_t) * prediction
 
 
+class OneGain(EuclideanFlow):
+    """A second-order step with the gain of its start alone."""
+
+    def average(self, first, second, t, s, rows):
+        return (first + second) / 2
+
+
 class Narrow(LogNormalBase):
     """Deviations 2 % too small when drawing."""
 
@@ -570,6 +602,7 @@ PLANTED: dict[str, Callable[[], object]] = {
     "centred with fixed sites": no_frame,
     "gain beyond the data": unclipped_lands,
     "gain at the wrong time": late_gain,
+    "one gain for both ends": lambda: check_order_with_gain(OneGain((3, 3), gain=Gain(5.0))),
     "narrow base": narrow_moments,
     "velocity leaves the plane": lambda: suite.check_restricted(
         Case(unprojected(TorusFlow, "velocity")(), FRAC, "torus", subspace=SITE)
