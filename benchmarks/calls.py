@@ -6,7 +6,8 @@
 
 Without a switch: match rate of one candidate for each of the first validation crystals, with each sampler a model has
 (corrector on and off, Euler and Heun's method), at each number of network calls. --slopes: the same for slopes of the
-gain of a flow's coordinates. --rank: one answer chosen of --k candidates by cluster, likelihood and chance.
+gain of a flow's coordinates. --rank: one answer chosen of --k candidates by cluster, likelihood and chance. Without a
+switch the cards of shipped models get their points, too.
 
 Names may be folders of checkpoints or runs; A+B are models alike but for their seed, whose hits are averaged. Samples
 and finished points are kept under --out; what is finished is not done again. --finished writes what is there.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +35,7 @@ from benchmarks.drawing import Sampler, draw, predictions, slope_of
 from benchmarks.judging import CSP, Results, Row, csp_key, split
 from benchmarks.sections import RESULTS, task_of
 from checkpoints import LoadedModel
+from checkpoints.cards import BY_CALLS, rewrite
 from chem.output import noting
 from evaluation.csp import LEGACY
 from evaluation.evaluate import evaluate
@@ -146,8 +149,20 @@ class Calls:
         if o.slopes:
             heading = "Slope of the gain of the coordinates' velocity"
             return quality.write(o.docs, o.out, "slopes", quality.slopes_section(series, heading, head))
-        text = quality.calls_section(series, "Match rate against network calls", head)
-        return quality.write(o.docs, o.out, "calls", text, lambda: quality.picture(series))
+        page = quality.write(
+            o.docs, o.out, "calls", quality.calls_section(series, BY_CALLS, head), lambda: quality.picture(series)
+        )
+        self._into_cards(series, head, page)
+        return page
+
+    def _into_cards(self, series: Sequence[Series], head: str, page: Path) -> None:
+        """Put the points of each shipped model into its card."""
+        shipped = atomsmith.models()
+        for model in sorted({one.model for one in series}):
+            for name in set(model.split("+")) & shipped.keys():
+                folder = shipped[name].folder
+                link = Path(os.path.relpath(page.resolve(), folder.resolve())).as_posix()
+                rewrite(folder, BY_CALLS, quality.card_section(series, model, head, link))
 
     def _asked(self) -> Iterator[tuple[str, Any]]:
         o = self.options

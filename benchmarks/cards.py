@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder = folder_of(name)
             text = cards.section(name, atomsmith.load(name))
             if text is None:
-                print(f"{name}: left out, no protocol for this kind of model")
+                print(f"{name}: left out, makes no crystals; see benchmarks.molecules and .conditional")
             elif options.show:
                 print(f"# {name}\n\n{text}\n")
             else:

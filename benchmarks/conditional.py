@@ -1,7 +1,8 @@
 """`python -m benchmarks.conditional MODEL REGRESSOR`: EDM's conditional protocol for a model and one property.
 
 Numbers of atoms and values are drawn jointly, as rows of the train split; samples are asked for the value of their row,
-once for each weight of guidance, and judged by a regressor that was trained on the other half of that split:
+once for each weight of guidance, and judged by a regressor that was trained on the other half of that split. What
+papers report for that property of QM9 stands beside, in the unit of the data:
 
     atomsmith train regressor qm9:first-half --property gap --out runs/regressor-gap
     atomsmith train geobfn qm9:second-half --conditions gap --out runs/geobfn-gap
@@ -25,6 +26,27 @@ from chem.seeds import UNIT
 from generative.generator import Denoiser
 from generative.guidance import guided
 from generative.noise import UnitStreams
+
+MEV = 1 / 27_211.386  # hartree
+# mean absolute errors in papers, in units of the factor: of real molecules, of shuffled values, of guesses from the
+# number of atoms, and of samples
+NAMES = ("real", "shuffled", "num_atoms", "EDM", "GeoLDM", "GeoBFN")
+PAPERS = {
+    "alpha": (1.0, (0.10, 9.01, 3.86, 2.76, 2.37, 2.34)),
+    "gap": (MEV, (64, 1470, 866, 655, 587, 577)),
+    "homo": (MEV, (39, 645, 426, 356, 340, 328)),
+    "lumo": (MEV, (36, 1457, 813, 584, 522, 516)),
+    "mu": (1.0, (0.043, 1.616, 1.053, 1.111, 1.108, 0.998)),
+    "cv": (1.0, (0.040, 6.857, 1.971, 1.101, 1.025, 0.949)),
+}
+
+
+def published(name: str, data: str) -> list[str]:
+    """The line of papers' errors for a property of QM9; none for another."""
+    if data.split(":")[0] != "qm9" or name not in PAPERS:
+        return []
+    factor, errors = PAPERS[name]
+    return [f"{name} papers: " + ", ".join(f"{who} {factor * e:.4f}" for who, e in zip(NAMES, errors, strict=True))]
 
 
 def rows_of(data: str, name: str, n: int, seed: int) -> RaggedBatch:
@@ -73,10 +95,14 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     loaded, judge = atomsmith.load(given.model), atomsmith.load(given.regressor)
     model: Any = loaded.model
+    if judge.kind != "regressor":
+        parser.error(f"regressor = '{given.regressor}' is a {judge.kind}, allowed: a regressor")
     name = judge.config.property
-    if name not in loaded.config.conditions:
+    if name not in getattr(loaded.config, "conditions", ()):
         parser.error(f"model = '{given.model}', allowed: a model with the condition {name}")
     rows = rows_of(given.data, name, given.n, given.seed)
+    for line in published(name, given.data):
+        print(line, flush=True)
     for i, weight in enumerate(given.weights):
         made = draw(model, rows, name, weight, given.steps, given.seed)
         reference = None if i else f"{given.data}:val"

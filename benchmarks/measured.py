@@ -51,7 +51,7 @@ def csp(name: str, kind: str, data: str, command: str, parts: Mapping[int, Mappi
         table = [[TITLES.get(what, what), *_csp_cells(row, k)] for what, row in rows.items()]
         if paper is not None:
             table.append(["paper, on the test split", paper[0], "", "", paper[1], "", ""])
-        out.append(_table(head, table))
+        out.append(markdown(head, table))
     for by, (title, what) in GROUPS.items():
         out += [f"### {title}, k = {next(iter(parts))}, `all` %", _groups(by, what, first)]
     return "\n\n".join(out)
@@ -87,7 +87,7 @@ def ab_initio(name: str, kind: str, data: str, command: str, parts: Mapping[str,
             text,
             f"### {asked:,} samples against `{data}` val",
             f"{_sampling(row)} {floors}.",
-            _table(head, table),
+            markdown(head, table),
         ]
     )
 
@@ -124,29 +124,31 @@ def _groups(by: str, what: str, rows: Mapping[str, Row]) -> str:
     table = []
     for label, first in next(iter(rows.values()))["groups"][by].items():
         table.append([label, str(first["n"]), *[_rate(row["groups"][by][label]) for row in rows.values()]])
-    return _table([what, "targets", *[f"{TITLES.get(name, name)} %" for name in rows]], table)
+    return markdown([what, "targets", *[f"{TITLES.get(name, name)} %" for name in rows]], table)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
 def _percent(row: Row, name: str) -> str:
     n = row["report"]["numbers"][name]
-    return _interval(n["value"], n["low"], n["high"], 100) if n["hits"] is None else _rate(n)
+    return interval(n["value"], n["low"], n["high"], 100) if n["hits"] is None else _rate(n)
 
 
 def _rate(part: Mapping[str, Any]) -> str:
-    return f"{part['hits']}: {_interval(part['hits'] / part['n'], part['low'], part['high'], 100)}"
+    return f"{part['hits']}: {interval(part['hits'] / part['n'], part['low'], part['high'], 100)}"
 
 
 def _decimal(row: Row, name: str) -> str:
     n = row["report"]["numbers"][name]
-    return _interval(n["value"], n["low"], n["high"], 1)
+    return interval(n["value"], n["low"], n["high"], 1)
 
 
-def _interval(value: Any, low: Any, high: Any, scale: float) -> str:
+def interval(value: Any, low: Any, high: Any, scale: float) -> str:
+    """A value and its interval, None where there is none; scale 100 makes per cent."""
     digits = 1 if scale == 100 else 4
     if value is None:
         return "-"

@@ -56,11 +56,16 @@ def rates(series: Sequence[Series]) -> str:
     return table(head, rows)
 
 
-def differences(series: Sequence[Series], variant: str, across: bool) -> str:
-    """Paired differences of every two series at the calls both have; empty where there are no two."""
+def differences(series: Sequence[Series], variant: str, across: bool, of: str | None = None) -> str:
+    """Paired differences of every two series at the calls both have; empty where there are no two.
+
+    of: only those of this model and another.
+    """
     calls = sorted({p.calls for one in series for p in one.points})
     rows = []
     for a, b in pairs(series, across):
+        if of is not None and (a.model == b.model or of not in (a.model, b.model)):
+            continue
         there = [(a.at(c), b.at(c)) for c in calls]
         cells = ["" if p is None or q is None else percent(difference(p, q, variant), "+") for p, q in there]
         if any(cells):
@@ -105,6 +110,14 @@ def calls_section(series: Sequence[Series], heading: str, head: str) -> str:
     parts += ["### Network calls that equal another model's longest run", *found] if found else []
     parts += ["### Fewest calls that are not surely worse than the best of the row", sufficient(series)]
     return "\n\n".join(parts)
+
+
+def card_section(series: Sequence[Series], model: str, head: str, page: str) -> str:
+    """What the card of one model says of it; page: where all of them are."""
+    own = [one for one in series if one.model == model]
+    parts = [head, LEGEND, rates(own), f"All models beside each other, and the picture: [{page}]({page})."]
+    found = [text for v in ("all", LEGACY) if (text := differences(series, v, across=True, of=model))]
+    return "\n\n".join([*parts, *(["### Differences, paired", *found] if found else [])])
 
 
 def slopes_section(series: Sequence[Series], heading: str, head: str) -> str:

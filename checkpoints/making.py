@@ -66,11 +66,12 @@ def _crysbfn(task: str) -> dict[str, Recipe]:
     }
 
 
-def _geobfn() -> dict[str, Recipe]:
-    small = GeoBFNConfig(hidden=128, layers=6)
+def _geobfn(types: str) -> dict[str, Recipe]:
+    paper = GeoBFNConfig(types=types)  # type: ignore[arg-type]
+    small = replace(paper, hidden=128, layers=6)
     settings = TrainSettings(epochs=60, batch_size=64, lr=5e-4, precision="bf16", ema=0.999, save_every=500)
-    paper = TrainSettings(epochs=3000, batch_size=64, lr=1e-4, ema=0.9999, warmup=0)
-    return {"small": Recipe("geobfn", small, settings), "paper": Recipe("geobfn", GeoBFNConfig(), paper)}
+    long = TrainSettings(epochs=3000, batch_size=64, lr=1e-4, ema=0.9999, warmup=0)
+    return {"small": Recipe("geobfn", small, settings), "paper": Recipe("geobfn", paper, long)}
 
 
 def _regressor() -> dict[str, Recipe]:
@@ -87,7 +88,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     "flowmm-ab-initio": _flowmm("ab-initio"),
     "crysbfn-csp": _crysbfn("csp"),
     "crysbfn-ab-initio": _crysbfn("ab-initio"),
-    "geobfn": _geobfn(),
+    "geobfn": _geobfn("discretised"),
+    "geobfn-categorical": _geobfn("categorical"),
     "regressor": _regressor(),
 }
 

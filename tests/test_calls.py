@@ -6,6 +6,7 @@ import json
 import shutil
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from benchmarks.curves import Point, Series
 from benchmarks.drawing import Sampler, draw, predictions, slope_of
 from benchmarks.judging import Results
 from benchmarks.quality import differences, equals, rates, sufficient
+from checkpoints.cards import BY_CALLS, section
 from chem import datasets
 from chem.prototypes import build as build_prototypes
 from chem.statistics import Statistics
@@ -122,6 +124,23 @@ def test_an_interruption_keeps_the_finished_points(tmp_path, flows, monkeypatch,
     assert run(tmp_path, *asked) == 1 and not (tmp_path / "docs").exists()
     assert "finished points are kept" in capsys.readouterr().err
     assert run(tmp_path, *asked) == 0 and len(times) == 5  # two, the interrupted one and the two that are left
+
+
+def test_cards_of_shipped_models_get_their_points(tmp_path, tiny_csp, flows, monkeypatch):
+    copies = {}
+    for name, source in (("old", tiny_csp), ("new", flows[0])):
+        copies[name] = tmp_path / "shipped" / name
+        shutil.copytree(source, copies[name])
+    monkeypatch.setattr(atomsmith, "models", lambda: {n: SimpleNamespace(folder=f) for n, f in copies.items()})
+    assert run(tmp_path, "old", f"new+{flows[1]}", "--calls", "2,4", "--n", 4) == 0
+    for name, others in (("old", "| new+"), ("new", "| old,")):
+        text = section((copies[name] / "card.md").read_text(), BY_CALLS)
+        assert text is not None and others not in text.split("### Differences")[0]
+        assert text.count("| 4 |") >= 4 and "[../../docs/quality.md](../../docs/quality.md)" in text
+        paired = [line for line in text.splitlines() if line.startswith(f"| new+{flows[1]}, ")]
+        assert [line for line in paired if " - old, " in line] and " - old, no corrector |" in text
+        assert atomsmith.load(copies[name]).sha256  # hashes follow the card
+    assert section((Path(flows[1]) / "card.md").read_text(), BY_CALLS) is None  # not shipped
 
 
 def test_slopes_and_several_seeds(tmp_path, flows):

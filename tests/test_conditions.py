@@ -14,6 +14,7 @@ from ase.io import write
 
 import atomsmith
 import checkpoints
+from benchmarks import conditional
 from checkpoints import making
 from chem import datasets
 from chem.halves import training_splits
@@ -212,3 +213,28 @@ def test_a_regressor_judges_what_samples_were_asked_for(data, regressor, tmp_pat
     assert found["judged"]["hits"] == 2 and found["mae"]["n"] == 2
     done = cli(words[:-2], monkeypatch, capsys)
     assert done.code == 2 and "edm-conditional and a regressor are for each other alone" in done.err
+
+
+def test_the_protocol_of_conditions_in_one_command(data, run, regressor, capsys):
+    words = ["--data", str(data), "--n", "24", "--steps", "4", "--weights", "0", "1"]
+    conditional.main([str(run), str(regressor), *words])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0].split(" 0.")[0] for line in lines] == [
+        *("size mae_real", "size mae_shuffled", "size mae_num_atoms"),
+        *("size w = 0", "size w = 1"),
+    ]
+    assert all("of 24 of 24, correlation" in line for line in lines[3:])
+    rows = conditional.rows_of(str(data), "spread", 24, 0)
+    assert len(rows) == 24 and not rows["spread"].isnan().any()  # a row without a value cannot be asked for
+    for pair in ((regressor, regressor), (run, run)):
+        with pytest.raises(SystemExit):
+            conditional.main([str(one) for one in pair])
+    said = capsys.readouterr().err
+    assert "allowed: a model with the condition size" in said and "is a geobfn, allowed: a regressor" in said
+
+
+def test_errors_of_papers_are_in_the_unit_of_the_data():
+    (gap,) = conditional.published("gap", "qm9")
+    assert "EDM 0.0241, GeoLDM 0.0216, GeoBFN 0.0212" in gap and "real 0.0024" in gap
+    assert "EDM 1.1110" in conditional.published("mu", "qm9:second-half")[0]
+    assert conditional.published("zpve", "qm9") == conditional.published("gap", "mine") == []

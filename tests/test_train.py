@@ -124,6 +124,8 @@ def test_molecules_are_trained_on_like_crystals(tmp_path):
     best = atomsmith.train("geobfn", folder, tmp_path / "run", epochs=2, hidden=16, layers=1)
     loaded = atomsmith.load(best)
     assert loaded.kind == "geobfn" and set(loaded.statistics.elements) <= {1, 6, 7, 8}
+    best = atomsmith.train("geobfn-categorical", folder, tmp_path / "classes", epochs=1, hidden=16, layers=1)
+    assert atomsmith.load(best).config.types == "categorical"
     with pytest.raises(ValueError, match="is a diffcsp, allowed: a geobfn"):
         atomsmith.train("geobfn", folder, tmp_path / "other", init="diffcsp-mp20-csp")
 

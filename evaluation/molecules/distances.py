@@ -77,15 +77,19 @@ def distances(
     of: str,
     protocol: MoleculeProtocol,
     seed: int,
+    known: Mapping[int, int] | None = None,
 ) -> list[Number]:
-    """The distances of one property of BINS; counts: molecules of ours and of the reference."""
+    """The distances of one property of BINS; counts: molecules of ours and of the reference.
+
+    known: value -> count of a property without kinds, which then is the reference; `theirs` gives the floor.
+    """
     bins, n = BINS[name], counts[0]
     measures = [m for m in MEASURES if (name, m) not in LEFT_OUT]
     if not n or not len(ours.values):
         return [Number(f"{m}_{name}", math.nan, n, of, note="nothing to measure") for m in measures]
     kinds = np.unique(np.concatenate((ours.kinds, theirs.kinds)))
     mine, other = (_Binned.make(values, kinds, bins) for values in (ours, theirs))
-    reference = other.histogram(np.ones(counts[1]))
+    reference = other.histogram(np.ones(counts[1])) if known is None else _known(known, bins)
     kernel = bins.kernel()
 
     def found(hists: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -103,7 +107,8 @@ def distances(
         i = MEASURES.index(m)
         unit = {"wasserstein": bins.unit, "jsd": "bits"}.get(m, f"kernel {bins.scale:g} {bins.unit}")
         missing = f"kinds that are {lost:.2%} of the reference do not occur" if m == "wasserstein" and lost > 0 else ""
-        note = ", ".join(filter(None, [unit, missing]))
+        whole = "" if known is None else "against the histogram of the whole set"
+        note = ", ".join(filter(None, [unit, whole, missing]))
         error = float(again[:, i].std(ddof=1))
         interval = (float(low[i]), float(high[i]), how, error, note, float(floor[i]))
         numbers.append(Number(f"{m}_{name}", float(value[i]), n, of, None, *interval))
@@ -133,6 +138,13 @@ class _Binned:
         """Histograms of n molecules and of as many as there are, drawn with replacement."""
         ours, theirs = _weights(draw, molecules, n), _weights(draw, molecules, molecules)
         return self.histogram(ours), self.histogram(theirs)
+
+
+def _known(counts: Mapping[int, int], bins: Bins) -> NDArray[np.float64]:
+    """Shares (1, bins) of a histogram, value -> count."""
+    found = np.zeros((1, bins.count))
+    found[0, bins.of(np.array(list(counts), dtype=np.float64))] = list(counts.values())
+    return found / found.sum()
 
 
 def _weights(draw: np.random.Generator, molecules: int, n: int) -> NDArray[np.float64]:

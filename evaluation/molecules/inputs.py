@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from chem.qm9 import TRAIN_ELEMENTS, TRAIN_SIZES
 from evaluation.inputs import Items, from_batch, load_reference
+from evaluation.progress import watched
 
 if TYPE_CHECKING:
     from chem.molecules import MoleculeBatch
@@ -28,7 +30,7 @@ def gather_molecules(source: Any, argument: str = "structures_or_files") -> Item
     errors, sources, parts = [], [], []
     place: list[int | None] = []
     conditions: list[dict[str, float]] = []
-    for one, name, origin, error in _records(source, argument):
+    for one, name, origin, error in watched(_records(source, argument), "reading", failed=lambda one: bool(one[3])):
         if one is not None and not error:
             try:
                 parts.append(_arrays(one))
@@ -51,8 +53,15 @@ def gather_molecules(source: Any, argument: str = "structures_or_files") -> Item
     return Items(batch, place, ids, [None] * len(ids), errors, sources, name, conditions)
 
 
-# a reference of molecules is the training set unless it says otherwise: that is what novelty is measured against
-load_molecules = partial(load_reference, gatherer=gather_molecules, needed=NEEDED, split="train")
+def load_molecules(reference: Any, root: str | Path | None = None) -> Items[MoleculeBatch]:
+    """What `evaluation.inputs.load_reference` takes, and molecules; of a data set the split train, if it names none.
+
+    That is what novelty is measured against. QM9, of which collections lack molecules, comes with the histograms of
+    its whole training set.
+    """
+    items = load_reference(reference, root, gatherer=gather_molecules, needed=NEEDED, split="train")
+    known = {"element": TRAIN_ELEMENTS, "num_atoms": TRAIN_SIZES} if items.name.startswith("qm9 ") else {}
+    return replace(items, histograms=known)
 
 
 def _arrays(one: Any) -> tuple[Any, ...]:

@@ -5,12 +5,14 @@ valid molecules, V&U their distinct SMILES, V&U&N those of them that are not amo
 the same rule (never the SMILES a data set came with), V >= V&U >= V&U&N always holds.
 
 The reference's own score stands beside: its rates over all of it, uniqueness over a draw of as many molecules as
-were given, and for a distance the floor. Distances of bonds, angles and torsions are of valid molecules.
+were given, V&U the product of both, and for a distance the floor. Distances of bonds, angles and torsions are of valid
+molecules.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +47,9 @@ def score(
     numbers = _rates(judged, n, protocol, seed)
     seen = None if against is None else {g.smiles for g in _valid(against)}
     numbers += _chain([g.smiles for g in _valid(judged)], seen, n, protocol)
-    if against is not None:
+    if reference is not None and against is not None:
         numbers = _beside(numbers, against, n, protocol, seed)
-        numbers += _distances(judged, against, protocol, seed)
+        numbers += _distances(judged, against, reference.histograms, protocol, seed)
     if "bond_order" in items.batch.fields:
         numbers += _given_bonds(items, n, protocol)
     if protocol.posebusters or protocol.gfn2:
@@ -128,10 +130,13 @@ def _beside(numbers: list[Number], against: Judged, n: int, protocol: MoleculePr
     drawn = [against.graphs[i].smiles for i in rows if against.valid[i]]
     theirs |= {x.name: x.value for x in _chain(drawn, None, size, protocol)}
     theirs["validity"] = float(against.valid.mean())
+    theirs["valid_and_unique"] = theirs["validity"] * theirs["uniqueness"]  # the draw's may exceed the validity of all
     return [replace(x, reference=theirs.get(x.name, np.nan)) for x in numbers]
 
 
-def _distances(judged: Judged, against: Judged, protocol: MoleculeProtocol, seed: int) -> list[Number]:
+def _distances(
+    judged: Judged, against: Judged, known: Mapping[str, Mapping[int, int]], protocol: MoleculeProtocol, seed: int
+) -> list[Number]:
     draw = np.random.default_rng(seed)
     numbers: list[Number] = []
     for kind in ("valid", "usable"):
@@ -153,7 +158,7 @@ def _distances(judged: Judged, against: Judged, protocol: MoleculeProtocol, seed
             measures = {"pair_distance": geometry.distances, "element": geometry.elements, "num_atoms": geometry.sizes}
             measured = {name: (measure(ours), measure(theirs)) for name, measure in measures.items()}
         for name, (a, b) in measured.items():
-            numbers += far.distances(name, a, b, counts, of, protocol, seed)
+            numbers += far.distances(name, a, b, counts, of, protocol, seed, known.get(name))
     return numbers
 
 

@@ -1,6 +1,7 @@
 """QM9: its layouts say the same, EDM's split is the published one, and the real files have what the paper counts."""
 
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from chem.convert_molecules import from_rdkit, to_rdkit
 from chem.datasets import DataNotFoundError, load
 from chem.molecule_files import MoleculeWriter
 from chem.molecules import MoleculeBatch, check
-from chem.qm9 import PROPERTY_UNITS, edm_split
+from chem.qm9 import PROPERTY_UNITS, TRAIN_ELEMENTS, TRAIN_SIZES, edm_split
 from chem.qm9_files import ATOM_ENERGIES, ATOMS, KCAL, XYZ_COLUMNS, atomisation
 from chem.statistics import Statistics
 
@@ -219,6 +220,7 @@ def test_real_training_split_is_edms_less_the_missing_molecules(data_root: Path,
     batch = load("qm9", "train", root=data_root, cache=tmp_path).batch
     stats = Statistics.compute(batch)
     assert sum(GOLDEN_SIZES.values()) == sum(GOLDEN_HEAVY.values()) == 100_000 and stats.num_structures == 98_599
+    assert GOLDEN_SIZES == TRAIN_SIZES and GOLDEN_ELEMENTS == TRAIN_ELEMENTS
     lacking = {n: GOLDEN_SIZES[n] - stats.num_atoms.get(n, 0) for n in GOLDEN_SIZES}
     assert min(lacking.values()) >= 0 and sum(lacking.values()) == 1401 and set(stats.num_atoms) <= set(GOLDEN_SIZES)
     elements = {z: GOLDEN_ELEMENTS[z] - n for z, n in stats.elements.items()}
@@ -227,6 +229,19 @@ def test_real_training_split_is_edms_less_the_missing_molecules(data_root: Path,
     for n, count in GOLDEN_HEAVY.items():
         assert 0 <= count - int((heavy.round() == n).sum()) <= 1401
     assert stats.properties["gap"].low > 0 and stats.properties["gap"].count == 98_597
+
+
+def test_what_is_missing_makes_the_copy_whole(data_root: Path, tmp_path: Path) -> None:
+    """By the SMILES of the missing rows, seven of which have none; hydrogens of a few SMILES differ."""
+    stats = Statistics.compute(load("qm9", "train", root=data_root, cache=tmp_path).batch)
+    missing = pd.read_csv(data_root / "qm9_missing_rows.csv")
+    texts = missing[missing["edm_split"] == "train"]["smiles"].dropna()
+    mols = [Chem.AddHs(Chem.MolFromSmiles(text)) for text in texts]
+    assert len(mols) == 1401 - 7
+    sizes = Counter(stats.num_atoms) + Counter(mol.GetNumAtoms() for mol in mols)
+    elements = Counter(stats.elements) + Counter(a.GetAtomicNum() for mol in mols for a in mol.GetAtoms())
+    assert max(abs(sizes[n] - TRAIN_SIZES[n]) for n in TRAIN_SIZES) <= 4
+    assert all(abs(elements[z] / TRAIN_ELEMENTS[z] - 1) < 3e-3 for z in TRAIN_ELEMENTS)
 
 
 def test_round_trip_of_real_molecules(data_root: Path, tmp_path: Path) -> None:

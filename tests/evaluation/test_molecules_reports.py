@@ -14,6 +14,7 @@ from ase.build import molecule as from_g2
 
 from chem.convert_molecules import from_ase, to_rdkit
 from chem.molecule_files import MoleculeRecord, write_molecules
+from chem.qm9 import TRAIN_ELEMENTS, TRAIN_SIZES
 from evaluation.evaluate import evaluate
 from evaluation.molecules import geometry
 from evaluation.molecules.distances import BINS, distances
@@ -145,9 +146,9 @@ def values(x, molecules=None, kinds=None):
     return geometry.Values(x, np.zeros(len(x), np.int64) if kinds is None else np.asarray(kinds), index)
 
 
-def measured(ours, theirs, name="bond_length"):
+def measured(ours, theirs, name="bond_length", known=None):
     counts = int(ours.molecules.max()) + 1, int(theirs.molecules.max()) + 1
-    return {n.name.split("_")[0]: n for n in distances(name, ours, theirs, counts, "of", EDM, 0)}
+    return {n.name.split("_")[0]: n for n in distances(name, ours, theirs, counts, "of", EDM, 0, known)}
 
 
 def test_distances_of_known_distributions():
@@ -185,6 +186,25 @@ def test_a_kind_that_is_missing_shows_in_jsd_and_note():
     found = measured(values([1.5] * 400), theirs)
     assert found["wasserstein"].value == 0.0 and "25.00% of the reference" in found["wasserstein"].note
     assert found["jsd"].value > 0.1 and found["mmd"].value > 0.3
+
+
+def test_a_histogram_that_is_known_is_the_reference():
+    """Where a copy of the data lacks what has fluorine, samples that have it are right."""
+    whole, copy = values([1] * 50 + [6] * 40 + [9] * 10), values([1] * 50 + [6] * 40)
+    found = measured(whole, copy, "element", {1: 5000, 6: 4000, 9: 1000})
+    assert found["jsd"].value == found["mmd"].value == 0.0 and "the whole set" in found["jsd"].note
+    assert measured(whole, copy, "element")["jsd"].value > 0.04
+    sizes = measured(values([3.0] * 100), values([3.0] * 100), "num_atoms", {3: 3, 5: 1})
+    assert sizes["wasserstein"].value == pytest.approx(0.5) and sizes["wasserstein"].reference == 0.0
+
+
+def test_the_reference_has_no_more_unique_molecules_than_valid_ones(some):
+    """Both are rates of all of it, although only a draw of it is looked at for what occurs twice."""
+    torn = Atoms("CHHHHH", np.concatenate((some[1].positions, [[0.6, 0.6, -0.6]])))
+    for seed in range(4):  # of three that are drawn one or two are valid
+        report = judge(some[:3], [some[0], torn, some[1], torn], seed=seed)
+        v, vu = (report[name].reference for name in ("validity", "valid_and_unique"))
+        assert v == 0.5 >= vu > 0
 
 
 def test_molecules_not_bonds_are_resampled():
@@ -260,5 +280,14 @@ def test_real_molecules(data_root):
     assert report["atom_stability"].value == pytest.approx(0.9943, abs=0.004)
     assert report["molecule_stability"].value == pytest.approx(0.957, abs=0.02)
     assert report["validity"].value == pytest.approx(0.980, abs=0.014)
+    shares = np.array([TRAIN_ELEMENTS[z] for z in (1, 6, 7, 8, 9)]) / sum(TRAIN_ELEMENTS.values())
+    sizes = sum(n * count for n, count in TRAIN_SIZES.items()) / 100_000
+    beside = judge(drawn[:200], "qm9:val:400")
+    have = torch.bincount(drawn[:200]["atomic_numbers"], minlength=10)[[1, 6, 7, 8, 9]].numpy()
+    have, middle = have / have.sum(), drawn[:200]["num_atoms"].double().mean()
+    both = (have + shares) / 2
+    expected = sum((x[x > 0] * np.log2(x[x > 0] / both[x > 0])).sum() / 2 for x in (have, shares))
+    assert beside["jsd_element"].value == pytest.approx(expected, abs=1e-12)
+    assert abs(float(middle) - sizes) <= beside["wasserstein_num_atoms"].value + 1e-9
     strict = judge(drawn, protocol="edm-qm9-strict")
     assert strict["validity"].value > 0.995 and strict["molecule_stability"].value > 0.995
