@@ -12,8 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TextIO, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 from chem.structure_text import (
     cif_meta,
@@ -25,7 +24,11 @@ from chem.structure_text import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pymatgen.core import Structure
+
+    from chem.archives import Member
 
 TEXT_COLUMNS: dict[str, Callable[[str], Structure]] = {"cif": structure_from_cif, "poscar": structure_from_poscar}
 ID_COLUMNS = ("id", "material_id")
@@ -35,19 +38,32 @@ Built = TypeVar("Built")
 
 
 class Raw(NamedTuple, Generic[Built]):
-    """What a file says before its structure is parsed; `build` may raise anything."""
+    """What a file says before its structure is parsed; `build` may raise anything.
+
+    source: where it was found, if that is not the file that was asked for.
+    """
 
     id: str | None
     properties: dict[str, Any]
     build: Callable[[], Built]
+    source: str = ""
 
 
-def text_file(path: Path) -> TextIO:
+Source: TypeAlias = "Path | Member"  # of what readers use, a file in an archive has the same
+Reader = Callable[[Any], Iterator[Raw]]  # of a Source
+
+
+def text_file(path: Source) -> IO[str]:
     """A text file whose bad bytes become replacement characters, which no parser takes for data."""
-    return open(path, encoding="utf-8-sig", errors="replace")
+    return path.open(encoding="utf-8-sig", errors="replace")
 
 
-def _read_cif(path: Path) -> Iterator[Raw]:
+def refuse(error: Exception) -> NoReturn:
+    """Raise it: what a part that cannot be read has in place of `build`."""
+    raise error
+
+
+def _read_cif(path: Source) -> Iterator[Raw]:
     blocks = (text for text in _cif_blocks(path) if "_cell_length" in text or "_atom_site" in text)
     text, first = next(blocks, None), True
     while text is not None:
@@ -58,7 +74,7 @@ def _read_cif(path: Path) -> Iterator[Raw]:
         text, first = following, False
 
 
-def _cif_blocks(path: Path) -> Iterator[str]:
+def _cif_blocks(path: Source) -> Iterator[str]:
     block: list[str] = []
     in_text = False  # inside a text field, which may quote anything
     with text_file(path) as file:
@@ -73,7 +89,7 @@ def _cif_blocks(path: Path) -> Iterator[str]:
     yield "".join(block)
 
 
-def _read_poscar(path: Path) -> Iterator[Raw]:
+def _read_poscar(path: Source) -> Iterator[Raw]:
     with text_file(path) as file:
         text = file.read()
     try:
@@ -84,7 +100,7 @@ def _read_poscar(path: Path) -> Iterator[Raw]:
     yield Raw(meta.get("id") or path.stem, dict(meta.get("properties") or {}), partial(structure_from_poscar, text))
 
 
-def read_frames(path: Path, build: Callable[[str], Built]) -> Iterator[Raw[Built]]:
+def read_frames(path: Source, build: Callable[[str], Built]) -> Iterator[Raw[Built]]:
     """The frames of an xyz or extxyz file; `build` parses the text of one."""
     with text_file(path) as file:
         while head := file.readline():
@@ -99,7 +115,7 @@ def read_frames(path: Path, build: Callable[[str], Built]) -> Iterator[Raw[Built
             yield Raw(None, {}, partial(build, text))
 
 
-def _read_jsonl(path: Path) -> Iterator[Raw]:
+def _read_jsonl(path: Source) -> Iterator[Raw]:
     with text_file(path) as file:
         for line in file:
             if line.strip():
@@ -112,7 +128,7 @@ def _raw_json(line: str) -> Raw:
         if not isinstance(data, dict) or not ({"structure"} <= data.keys() or {"lattice", "sites"} <= data.keys()):
             raise ValueError("a line must be a pymatgen structure, or an object with the key structure")
     except (ValueError, RecursionError) as error:
-        return Raw(None, {}, partial(_raise, error))
+        return Raw(None, {}, partial(refuse, error))
     if "structure" not in data:
         return Raw(None, {}, partial(structure_from_dict, data))
     properties = {**{k: v for k, v in data.items() if k not in ("id", "structure", "properties")}}
@@ -121,13 +137,9 @@ def _raw_json(line: str) -> Raw:
     return Raw(None if name is None else str(name), properties, partial(structure_from_dict, data["structure"]))
 
 
-def _raise(error: Exception) -> NoReturn:
-    raise error
-
-
-def _read_csv(path: Path) -> Iterator[Raw]:
+def _read_csv(path: Source) -> Iterator[Raw]:
     as_text = (*TEXT_COLUMNS, *ID_COLUMNS)
-    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         rows = csv.reader(file)
         header = _next_row(rows) or []
         while (row := _next_row(rows)) is not None:
@@ -136,7 +148,7 @@ def _read_csv(path: Path) -> Iterator[Raw]:
                 yield _raw_row({k: v or None if k in as_text else from_cell(v) for k, v in cells})
             elif row:
                 error = ValueError(f"the row has {len(row)} cells, the header {len(header)}")
-                yield Raw(None, {}, partial(_raise, error))
+                yield Raw(None, {}, partial(refuse, error))
 
 
 def _next_row(rows: Any) -> list[str] | None:
@@ -148,10 +160,10 @@ def _next_row(rows: Any) -> list[str] | None:
         csv.field_size_limit(limit)
 
 
-def _read_parquet(path: Path) -> Iterator[Raw]:
+def _read_parquet(path: Source) -> Iterator[Raw]:
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with path.open("rb") as content, pyarrow.parquet.ParquetFile(content) as file:
         coded = {f.name for f in file.schema_arrow if (f.metadata or {}).get(b"atomsmith") == b"json"}
         for batch in file.iter_batches(batch_size=512):
             for row in batch.to_pylist():
@@ -167,11 +179,11 @@ def _raw_row(row: dict[str, Any]) -> Raw:
     properties = {k: v for k, v in row.items() if v is not None and not re.fullmatch(r"(Unnamed: \d+)?", k)}
     if column is None or not text:
         error = ValueError(f"no text in column {' or '.join(TEXT_COLUMNS)}")
-        return Raw(name, properties, partial(_raise, error))
+        return Raw(name, properties, partial(refuse, error))
     return Raw(name, properties, partial(TEXT_COLUMNS[column], text))
 
 
-READERS: dict[str, Callable[[Path], Iterator[Raw]]] = {
+READERS: dict[str, Reader] = {
     "cif": _read_cif,
     "poscar": _read_poscar,
     "extxyz": partial(read_frames, build=structure_from_frame),

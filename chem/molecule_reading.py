@@ -7,15 +7,17 @@ line. What a file holds is taken as it stands: nothing is sanitised, no bond is 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from chem.file_formats import Raw, read_frames, text_file
+from chem.archives import open_archive, read_archive
+from chem.file_formats import Raw, Reader, Source, read_frames, text_file
+from chem.finding import READABLE, ZIP, Formats, find_files, member_format, passing_format
 from chem.molecule_text import get_properties, mol_from_dict, mol_from_frame, mol_from_sdf, set_properties
-from chem.reading import FORMATS, Formats, find_files, records
+from chem.reading import records
 from chem.structure_text import SDF_END, plain
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ MOLECULE_FORMATS: Formats = {
     "extxyz": (".extxyz",),
     "jsonl": (".jsonl", ".ndjson"),
 }
+MOLECULE_READABLE: Formats = {**MOLECULE_FORMATS, **ZIP}
+EITHER: Formats = {**MOLECULE_FORMATS, **READABLE}
+Kind = Literal["crystal", "molecule"]
 
 
 @dataclass(frozen=True)
@@ -49,24 +54,35 @@ class MoleculeRecord:
 def read_molecules(path: str | Path | Iterable[str | Path], format: str | None = None) -> Iterator[MoleculeRecord]:
     """Stream the molecules of a file, of a folder (its files sorted by name) or of several of them, in order.
 
-    In a folder, files of unknown format are passed over. An xyz or extxyz frame has no bonds. Raises ValueError at
-    once for a path that does not exist or cannot be opened, a format not known and a folder with nothing to read.
+    In a folder or archive, files of unknown format are passed over. An xyz or extxyz frame has no bonds. Raises
+    ValueError at once for a path that does not exist or cannot be opened, a format not known, a folder with nothing to
+    read and an archive that is refused (chem.archives).
     """
-    files = find_files(path, format, MOLECULE_FORMATS)
+    files = find_files(path, format, MOLECULE_READABLE)
     return (record for file, kind in files for record in records(file, READERS[kind](file), _finish, MoleculeRecord))
 
 
-def kind_of(path: str | Path) -> Literal["crystal", "molecule"]:
+def kind_of(path: str | Path) -> Kind:
     """Whether a file holds crystals or molecules: by its suffix, an xyz by a lattice in its first frame, JSON lines by
-    the keys of the first line. A folder is known by its files; ValueError where they are of both kinds."""
+    the keys of the first line. A folder or archive is known by its files; ValueError where they are of both kinds."""
     path = Path(path)
     if path.is_dir():
-        known = [suffix for suffixes in (*FORMATS.values(), *MOLECULE_FORMATS.values()) for suffix in suffixes]
-        files = [file for file in sorted(path.iterdir()) if file.is_file() and file.suffix.lower() in known]
-        first = {kind_of(file): file.name for file in reversed(files)}
-        if len(first) > 1:
-            raise ValueError(f"{path} has both crystals ({first['crystal']}) and molecules ({first['molecule']})")
-        return next(iter(first), "crystal")
+        files = [file for file in sorted(path.iterdir()) if file.is_file() and passing_format(file, EITHER)]
+        return _one_kind(path, [(file.name, kind_of(file)) for file in files])
+    if path.suffix.lower() in ZIP["zip"]:
+        with open_archive(path, partial(member_format, formats=EITHER)) as members:
+            return _one_kind(path, [(member.stem, _kind_of_file(member)) for member, _ in members])
+    return _kind_of_file(path)
+
+
+def _one_kind(path: Path, found: Sequence[tuple[str, Kind]]) -> Kind:
+    first = {kind: name for name, kind in reversed(found)}
+    if len(first) > 1:
+        raise ValueError(f"{path} has both crystals ({first['crystal']}) and molecules ({first['molecule']})")
+    return next(iter(first), "crystal")
+
+
+def _kind_of_file(path: Source) -> Kind:
     suffix = path.suffix.lower()
     if suffix in MOLECULE_FORMATS["sdf"]:
         return "molecule"
@@ -89,7 +105,7 @@ def _finish(raw: Raw[tuple[Mol, dict[str, Any]]]) -> tuple[Mol, dict[str, Any]]:
     return mol, properties
 
 
-def _read_sdf(path: Path) -> Iterator[Raw]:
+def _read_sdf(path: Source) -> Iterator[Raw]:
     with text_file(path) as file:
         lines: list[str] = []
         for line in file:
@@ -109,7 +125,7 @@ def _raw_entry(text: str) -> Raw:
     return Raw(text.split("\n", 1)[0].strip() or None, {}, build)
 
 
-def _read_jsonl(path: Path) -> Iterator[Raw]:
+def _read_jsonl(path: Source) -> Iterator[Raw]:
     with text_file(path) as file:
         for line in file:
             if line.strip():
@@ -129,9 +145,13 @@ def _raw_line(line: str) -> Raw:
     return Raw(None if name is None else str(name), properties, lambda: (mol_from_dict(content), {}))
 
 
-READERS: dict[str, Callable[[Path], Iterator[Raw]]] = {
+FILE_READERS: dict[str, Reader] = {
     "sdf": _read_sdf,
     "xyz": partial(read_frames, build=mol_from_frame),
     "extxyz": partial(read_frames, build=mol_from_frame),
     "jsonl": _read_jsonl,
+}
+READERS: dict[str, Reader] = {
+    **FILE_READERS,
+    "zip": partial(read_archive, readers=FILE_READERS, kind_of=partial(member_format, formats=MOLECULE_FORMATS)),
 }

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from chem.finding import format_of
 from chem.molecule_reading import MOLECULE_FORMATS, MoleculeRecord
 from chem.molecule_text import get_properties, mol_to_dict, mol_to_frame, mol_to_sdf, mol_to_xyz
-from chem.reading import format_of
 from chem.sinks import Mode, Sink, make_sink
 from chem.structure_text import one_line, plain
 

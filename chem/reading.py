@@ -6,29 +6,29 @@ one line, so that a bad file is counted and named and never ends the stream.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from chem.file_formats import READERS, TEXT_COLUMNS, Raw
+from chem.archives import read_archive
+from chem.file_formats import READERS as TEXT_READERS
+from chem.file_formats import Raw, Reader
+from chem.finding import READABLE, find_files, member_format
 from chem.structure_text import one_line, plain
+from chem.torch_outputs import read_outputs
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 AnyRecord = TypeVar("AnyRecord")
-Formats = Mapping[str, tuple[str, ...]]
-FORMATS: Formats = {
-    "cif": (".cif",),
-    "poscar": (".vasp", ".poscar"),
-    "extxyz": (".extxyz", ".xyz"),
-    "jsonl": (".jsonl", ".ndjson"),
-    "csv": (".csv",),
-    "parquet": (".parquet", ".pq"),
+FILE_READERS: dict[str, Reader] = {**TEXT_READERS, "torch": read_outputs}
+READERS: dict[str, Reader] = {
+    **FILE_READERS,
+    "zip": partial(read_archive, readers=FILE_READERS, kind_of=partial(member_format, formats=READABLE)),
 }
 
 
@@ -37,7 +37,8 @@ class Record:
     """One structure of a file, or why it could not be read.
 
     structure: pymatgen Structure with `properties` set, or None. id: from the file, else made from the file's name.
-    source: path of the file. index: place in that file, from 0. error: None, or one line.
+    source: path of the file, which goes on within an archive. index: place in the file, or in the whole archive, from
+    0. error: None, or one line.
     """
 
     structure: Structure | None
@@ -48,34 +49,12 @@ class Record:
     error: str | None = None
 
 
-def known_formats(formats: Formats = FORMATS) -> str:
-    """The known formats and their suffixes, for messages."""
-    return ", ".join(f"{name} ({', '.join(suffixes)})" for name, suffixes in formats.items())
-
-
-def format_of(path: str | Path, format: str | None = None, formats: Formats = FORMATS) -> str:
-    """Name of the format of a path: `format` if given, else by suffix; POSCAR and CONTCAR by name.
-
-    Raises ValueError naming the file and the formats known.
-    """
-    if format is not None:
-        if format not in formats:
-            raise ValueError(f"format '{format}' of {path} is unknown; known: {known_formats(formats)}")
-        return format
-    path = Path(path)
-    for name, suffixes in formats.items():
-        if path.suffix.lower() in suffixes:
-            return name
-    if "poscar" in formats and path.name.upper().startswith(("POSCAR", "CONTCAR")):
-        return "poscar"
-    raise ValueError(f"cannot tell the format of {path}; give format=, or a known suffix: {known_formats(formats)}")
-
-
 def read(path: str | Path | Iterable[str | Path], format: str | None = None) -> Iterator[Record]:
     """Stream the structures of a file, of a folder (its files sorted by name) or of several of them, in order.
 
-    In a folder, files of unknown format are passed over. Raises ValueError at once for a path that does not exist or
-    cannot be opened, a format not known, a table without a structure column and a folder with nothing to read.
+    In a folder or archive, files of unknown format are passed over, and .pt files that are not called eval_*. Raises
+    ValueError at once for a path that does not exist or cannot be opened, a format not known, a table without a
+    structure column, a folder with nothing to read, and an archive that is refused (chem.archives).
     """
     files = find_files(path, format)
     return (record for file, kind in files for record in records(file, READERS[kind](file), _structure, Record))
@@ -100,66 +79,6 @@ def read_slice(file: Path, kind: str, start: int, stop: int) -> Iterator[Record]
     return itertools.islice(records(file, READERS[kind](file), finish, Record), start, stop)
 
 
-def find_files(
-    path: str | Path | Iterable[str | Path], format: str | None, formats: Formats = FORMATS
-) -> list[tuple[Path, str]]:
-    """Every file to read and its format, as `read` finds them among `formats`."""
-    paths = [path] if isinstance(path, (str, Path)) else list(path)
-    return [found for one in paths for found in _files(Path(one), format, formats)]
-
-
-def _files(path: Path, format: str | None, formats: Formats) -> list[tuple[Path, str]]:
-    if path.is_dir():
-        found = _in_folder(path, format, formats)
-        if not found:
-            raise ValueError(f"folder {path} has no file to read; known: {known_formats(formats)}")
-        return found
-    kind = format_of(path, format, formats)
-    try:
-        with open(path, "rb"):
-            pass
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}; known formats: {known_formats(formats)}") from error
-    if kind in ("csv", "parquet"):
-        _check_columns(path, kind)
-    return [(path, kind)]
-
-
-def _in_folder(folder: Path, format: str | None, formats: Formats) -> list[tuple[Path, str]]:
-    """Files of known format, by name; with `format` those of it, else those whose name tells nothing."""
-    if format is not None:
-        format_of(folder, format, formats)
-    known, unknown = [], []
-    for file in sorted(folder.iterdir()):
-        if file.is_file() and not file.name.startswith("."):
-            try:
-                known.append((file, format_of(file, formats=formats)))
-            except ValueError:
-                unknown.append((file, format or ""))
-    if format is None:
-        return known
-    return [(file, kind) for file, kind in known if kind == format] or unknown
-
-
-def _check_columns(path: Path, kind: str) -> None:
-    """Refuse a table that was named by the user and has no structures; a broken one becomes an error record later."""
-    try:
-        columns = _columns(path, kind)
-    except Exception:
-        return
-    if columns and not set(columns) & set(TEXT_COLUMNS):
-        raise ValueError(f"{path} has no column {' or '.join(TEXT_COLUMNS)}; it has: {', '.join(columns[:30])}")
-
-
-def _columns(path: Path, kind: str) -> list[str]:
-    if kind == "csv":
-        with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
-            return next(csv.reader(file), [])
-    import pyarrow.parquet
-
-    return list(pyarrow.parquet.read_schema(path).names)
-
-
 def records(
     path: Path,
     rows: Iterator[Raw[Any]],
@@ -179,16 +98,16 @@ def records(
             return
         if raw is None:
             break
-        name = f"{path.stem}_{index}" if raw.id is None else raw.id
+        name, source = f"{path.stem}_{index}" if raw.id is None else raw.id, raw.source or str(path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 content, properties = finish(raw)
         except Exception as error:  # pymatgen, ASE and RDKit raise nearly every type on bad text
-            yield record(None, name, raw.properties, str(path), index, one_line(error))
+            yield record(None, name, raw.properties, source, index, one_line(error))
         else:
             inner = properties.pop("id", None) if raw.id is None else None
-            yield record(content, name if inner is None else str(inner), properties, str(path), index)
+            yield record(content, name if inner is None else str(inner), properties, source, index)
         index += 1
     if index == 0:
         yield record(None, path.stem, {}, str(path), 0, "no structure in the file")

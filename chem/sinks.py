@@ -13,8 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from chem.finding import FORMATS
 from chem.output import write_atomically
-from chem.reading import FORMATS
 from chem.structure_text import CIF_END, CIF_HEAD, SDF_END, to_cell
 
 Mode = Literal["x", "a", "w"]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
 
+MOST_IMAGES = 20_000  # of the sites of a CIF under its symmetry; the time to tell them apart grows with the square
 TAG = "_atomsmith_record"  # CIF data name that carries id and properties
 ENCODED = "atomsmith_json"  # extxyz key for properties that the format cannot hold as they are
 CIF_HEAD, CIF_END = "# atomsmith\n", "#END\n"  # frame one record of a CIF file, so that a torn one is recognised
@@ -50,10 +51,15 @@ def structure_from_cif(text: str) -> Structure:
     start = re.search(r"^\s*data_", text, re.MULTILINE)
     if start is None:
         raise ValueError("no data_ block in the CIF")
-    listed = _p1_structure(CifBlock.from_str(text[start.start() :].lstrip()).data)
+    block = CifBlock.from_str(text[start.start() :].lstrip())
+    listed = _p1_structure(block.data)
     if listed is not None:
         return listed
-    return CifParser(io.StringIO(text)).parse_structures(primitive=False)[0]
+    parser, labels = CifParser(io.StringIO(text)), block.data.get("_atom_site_label")
+    images = len(labels) * len(parser.get_symops(block)) if isinstance(labels, list) else 0
+    if images > MOST_IMAGES:
+        raise ValueError(f"{images} images of sites to tell apart; allowed: up to {MOST_IMAGES}, or every atom in P 1")
+    return parser.parse_structures(primitive=False)[0]
 
 
 def _p1_structure(data: dict[str, Any]) -> Structure | None:

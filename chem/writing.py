@@ -1,4 +1,4 @@
-"""Writing crystal structures, one at a time, in any of the formats that `chem.reading` knows.
+"""Writing crystal structures, one at a time, in any of the formats of `chem.finding.FORMATS`.
 
 A text file grows by one whole record at a time and is flushed after each, so an interrupted run keeps what it wrote;
 one file a structure (CIF or POSCAR in a folder) and parquet appear under their name only when complete.
@@ -12,7 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from chem.reading import Record, format_of
+from chem.finding import format_of
+from chem.reading import Record
 from chem.sinks import Mode, Sink, make_sink
 from chem.structure_text import (
     one_line,

@@ -5,17 +5,19 @@ A structure that cannot be read or used keeps its place, with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from evaluation.progress import watched
 
 if TYPE_CHECKING:
     from chem.crystals import CrystalBatch
     from chem.ragged import RaggedBatch
     from chem.reading import Record
 
-ALLOWED = "files, folders, pymatgen structures, records of chem.io, or a CrystalBatch"
+ALLOWED = "files, folders, zip archives, pymatgen structures, records of chem.io, or a CrystalBatch"
 NEEDED = ("atomic_numbers", "frac_coords", "lattice")
 Batch = TypeVar("Batch", bound="RaggedBatch")
 
@@ -27,6 +29,8 @@ class Items(Generic[Batch]):
     batch: those that could be read; place: index (N,) in the batch, None for the others; errors (N,): why not, else "".
     ids, sources (N,). targets (N,): what the property `target` says, None where it is missing. name: for reports.
     conditions (N,): of molecules, what their property `conditions` says they were asked for; empty of other things.
+    histograms: value -> count of properties whose distribution in the whole of a data set is known where this is but a
+    part of it.
     """
 
     batch: Batch
@@ -37,6 +41,7 @@ class Items(Generic[Batch]):
     sources: list[str]
     name: str = ""
     conditions: list[dict[str, float]] = field(default_factory=list)
+    histograms: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.place)
@@ -46,7 +51,8 @@ def gather(source: Any, argument: str = "structures_or_files") -> Items[CrystalB
     """Everything in `source`; raises ValueError when there is nothing, nothing readable, or something else."""
     if hasattr(source, "num_structures"):
         return from_batch(source, [str(i) for i in range(len(source))], argument)
-    items = collected(_records(source, argument))
+    found = watched(_records(source, argument), "reading", failed=lambda one: bool(one[4]))
+    items = collected(found)
     if not len(items):
         raise ValueError(f"{argument} holds no structures; allowed: {ALLOWED}")
     check_readable(items, argument)

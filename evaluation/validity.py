@@ -8,7 +8,8 @@
 LeMat-GenBench: d_ij >= (0.7 Å + r_i + r_j) / 2, volume > 1 Å^3, vectors of 1 to 100 Å, 0.01 to 25 g/cm^3 and 1e-5 to
 0.5 atoms per Å^3.
 
-A structure that cannot be judged (NaN, no volume, no atoms) is invalid, with the reason, and never stops the others.
+A structure that cannot be judged (NaN, no volume, no atoms, more than MOST_ATOMS, a needle of a cell) is invalid, with
+the reason, and never stops the others.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 RULES = ("cdvae", "strict")
 MIN_DISTANCE, MIN_VOLUME = 0.5, 0.1  # ångström, cubic ångström (CDVAE)
+MOST_ATOMS = 2000  # of a cell: whatever is measured looks at pairs of atoms, or at more
+SLENDER = 300  # longest by shortest vector of a reduced cell: neighbours in a needle are sought among its images
 LONGEST = 1e6  # ångström; longer vectors are taken for a diverged sample, before squares overflow
 PAIRS_AT_ONCE = 300_000  # bounds the memory: about 100 bytes a pair
 DALTON = 1.66053906660  # g/cm^3 of one dalton in one cubic ångström
@@ -99,21 +102,36 @@ def unusable(batch: CrystalBatch) -> list[str]:
 
     longest = torch.linalg.vector_norm(lattice, dim=-1).amax(-1)
     space = volume(lattice)
+    bulk = torch.linalg.det(lattice / longest.clamp(min=1e-30).reshape(-1, 1, 1)).abs()
     # the same test as chem.images, so that no cell passes here and stops the batch there
-    flat = ~(torch.linalg.det(lattice / longest.clamp(min=1e-30).reshape(-1, 1, 1)).abs() > 1e-12)
+    flat = ~(bulk > 1e-12) | ~(space >= MIN_VOLUME)
     found = [
         (~torch.isfinite(lattice).flatten(1).all(1).numpy(), "a lattice vector is not a finite number"),
         (some(~torch.isfinite(frac).all(-1)), "a coordinate is not a finite number"),
         (some((z < 1) | (z > 118)), "an atomic number is not in 1..118"),
         ((batch["num_atoms"] == 0).cpu().numpy(), "no atoms"),
+        ((batch["num_atoms"] > MOST_ATOMS).cpu().numpy(), f"more than {MOST_ATOMS} atoms"),
         ((longest > LONGEST).numpy(), f"a lattice vector is longer than {LONGEST:.0e} Å"),
-        ((flat | ~(space >= MIN_VOLUME)).numpy(), f"volume below {MIN_VOLUME} Å^3, or a flat cell"),
+        (flat.numpy(), f"volume below {MIN_VOLUME} Å^3, or a flat cell"),
+        (_slender(lattice, ~flat & (bulk < 1 / SLENDER)).numpy(), f"a cell over {SLENDER} times as long as wide"),
     ]
     reasons = [""] * len(batch)
     for bad, reason in reversed(found):
         for i in np.flatnonzero(bad):
             reasons[i] = reason
     return reasons
+
+
+def _slender(lattice: Tensor, suspect: Tensor) -> Tensor:
+    """Which of the suspect cells (B,) are slender in their reduced form; no other cell can be."""
+    import torch
+
+    from chem.images import reduce_cells
+
+    lengths = torch.linalg.vector_norm(reduce_cells(lattice[suspect]).rows, dim=-1)
+    found = torch.zeros_like(suspect)
+    found[suspect] = lengths.amax(-1) > SLENDER * lengths.amin(-1)
+    return found
 
 
 def _chunks(batch: CrystalBatch, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -29,6 +29,11 @@ class Failed:
     reason: str
 
 
+def is_failed(result: Any) -> bool:
+    """Whether a result of `limited_map` is none."""
+    return isinstance(result, Failed)
+
+
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

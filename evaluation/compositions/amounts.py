@@ -45,10 +45,10 @@ def amounts(compositions: CrystalBatch | Sequence[Composition], device: torch.de
         batch = cast("CrystalBatch", compositions)
         require_elements(batch)
         return torch.cat([torch.zeros(0, COLUMNS, dtype=torch.float64, device=device), *_tables(batch, device)])
-    table = np.zeros((len(compositions), COLUMNS))
-    for row, composition in zip(table, compositions, strict=True):
-        found = parse(composition)
-        row[list(found)] = list(found.values())
+    found = [_parse_formula(one) if isinstance(one, str) else _parse_any(one) for one in compositions]
+    terms = np.array([term for one in found for term in one]).reshape(-1, 2)
+    table = np.zeros((len(found), COLUMNS))
+    table[np.arange(len(found)).repeat([len(one) for one in found]), terms[:, 0].astype(np.int64)] = terms[:, 1]
     return torch.from_numpy(table).to(device)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evaluation.progress import counting
 from evaluation.validity import unusable
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from chem.crystals import CrystalBatch
 
 MOST_BONDS = 24
-MOST_ATOMS = 2000  # all pairs of atoms of a crystal are looked at
 ATOMS_AT_ONCE, PAIRS_AT_ONCE = 2000, 2_000_000
 UNKNOWN_RADIUS = "an element without covalent radius"
 
@@ -64,19 +64,19 @@ def structure_fingerprints(batch: CrystalBatch, device: torch.device | str | Non
     unknown = np.isin(batch["atomic_numbers"].cpu().numpy(), list(elements_without_radius()))
     for i in np.unique(batch["batch"].cpu().numpy()[unknown]):
         reasons[i] = reasons[i] or UNKNOWN_RADIUS
-    for i in np.flatnonzero(sizes > MOST_ATOMS):
-        reasons[i] = reasons[i] or f"more than {MOST_ATOMS} atoms"
     values = np.full((len(batch), len(structure_names())), np.nan)
     usable = np.array([i for i, reason in enumerate(reasons) if not reason], dtype=np.int64)
-    for rows in _chunks(usable, sizes):
-        part = batch[rows.tolist()]
-        faces, failed = voronoi_faces(part, device)
-        part = part.to(faces.vector.device)
-        sites = _site_values(*coordination(part, faces))
-        values[rows] = part.rows("atomic_numbers").mean(sites).cpu().numpy()
-        for i, reason in failed.items():
-            reasons[rows[i]] = reason
-            values[rows[i]] = np.nan
+    with counting("fingerprints", len(usable)) as tick:
+        for rows in _chunks(usable, sizes):
+            part = batch[rows.tolist()]
+            faces, failed = voronoi_faces(part, device)
+            part = part.to(faces.vector.device)
+            sites = _site_values(*coordination(part, faces))
+            values[rows] = part.rows("atomic_numbers").mean(sites).cpu().numpy()
+            for i, reason in failed.items():
+                reasons[rows[i]] = reason
+                values[rows[i]] = np.nan
+            tick(len(rows), len(failed))
     return Fingerprints(values, reasons)
 
 

@@ -44,7 +44,9 @@ def pdd(batch: CrystalBatch, k: int = NEIGHBOURS, device: torch.device | str | N
     while len(todo):
         again = []
         size = torch.cumsum(atoms[todo] * k * START**3, 0) // NEIGHBOURS_AT_ONCE
-        for rows in torch.tensor_split(todo, (size.diff().nonzero()[:, 0] + 1).cpu()):
+        # all of a group look as far as its largest radius, which for much smaller ones would be far too far
+        cut = (size.diff() > 0) | (radius[todo].log2().floor().diff() > 0)
+        for rows in torch.tensor_split(todo, (cut.nonzero()[:, 0] + 1).cpu()):
             nearest, short = _nearest(batch[rows], k, float(radius[rows].max()))
             where = torch.isin(batch["batch"], rows).nonzero()[:, 0]
             # batch[rows] has the crystals in the order of rows, the batch in its own

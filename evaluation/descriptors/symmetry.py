@@ -93,16 +93,18 @@ def crystal_systems(space_groups: NDArray[np.int64]) -> NDArray[np.str_]:
     return names[np.where(space_groups > 0, place, 0)]
 
 
-def symmetry_health(ours: Symmetry, protocol: Choices, reference: Symmetry | None = None) -> list[Number]:
+def symmetry_health(
+    ours: Symmetry, protocol: Choices, reference: Symmetry | None = None, n: int | None = None
+) -> list[Number]:
     """Shares of crystals without symmetry beyond translations and of known symmetry, and how many templates there are.
 
     With a reference, measured at the same tolerance, also how many of the crystals have a template that occurs in it,
-    and how many templates do not. Every share is over all crystals.
+    and how many templates do not. Every share is over all n crystals, default those of `ours`.
     """
     if reference is not None and (reference.symprec, reference.backend) != (ours.symprec, ours.backend):
         got, need = (f"{s.symprec} with {s.backend}" for s in (reference, ours))
         raise ValueError(f"reference has symprec {got}, allowed: as the crystals, {need}")
-    n, groups = len(ours.templates), ours.space_groups
+    n, groups = len(ours.templates) if n is None else n, ours.space_groups
     every, note, at = f"all {n} structures", f"{ours.backend}, symprec {ours.symprec:g} Å", f"@{ours.symprec:g}"
     known = {template for template in ours.templates if template}
     numbers = [

@@ -21,9 +21,10 @@ import numpy as np
 
 from evaluation.compositions.smact import batch_counts
 from evaluation.matching.reduction import Arrays, arrays_of_batch, reduced_cells, start, structure
+from evaluation.progress import watched
 from evaluation.protocols import Protocol, Tolerances
 from evaluation.validity import unusable
-from evaluation.workers import Failed, limited_map
+from evaluation.workers import Failed, is_failed, limited_map
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +107,8 @@ def _compared(
     asked = np.flatnonzero(np.isnan(values).any(0)).tolist()
     if asked:
         tasks = ((crystals[pairs[n, 0]], crystals[pairs[n, 1]], loose, strict) for n in asked)
-        for n, result in zip(asked, limited_map(_compare, tasks, seconds, processes, start), strict=True):
+        results = limited_map(_compare, tasks, seconds, processes, start)
+        for n, result in zip(asked, watched(results, "comparing", len(asked), is_failed), strict=True):
             matches[n] = Match(reason=result.reason) if isinstance(result, Failed) else _match(*result)
     return matches
 

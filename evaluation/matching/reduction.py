@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from evaluation.progress import counting
 from evaluation.workers import Failed, limited_map
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from chem.crystals import CrystalBatch
 
 TOLERANCE = 0.25  # Å, of pymatgen's search for a smaller cell
+AT_ONCE = 1_000_000  # triples of atoms that are compared at once
 TOGETHER = 32  # crystals that a process reduces in one go
 
 
@@ -38,8 +40,10 @@ def reduced_cells(
     groups = [list(crystals[at : at + TOGETHER]) for at in range(0, len(crystals), TOGETHER)]
     cells: list[Arrays | Failed] = []
     tasks = ((group, primitive) for group in groups)
-    for group, found in zip(groups, limited_map(_reduce, tasks, seconds, processes, start), strict=True):
-        cells += [found] * len(group) if isinstance(found, Failed) else found
+    with counting("reducing cells", len(crystals)) as tick:
+        for group, found in zip(groups, limited_map(_reduce, tasks, seconds, processes, start), strict=True):
+            cells += [found] * len(group) if isinstance(found, Failed) else found
+            tick(len(group), 0)
     again = [n for n, cell in enumerate(cells) if isinstance(cell, Failed)]
     if again:  # one crystal fails its whole group
         tasks = (([crystals[n]], primitive) for n in again)
@@ -109,9 +113,11 @@ def surely_primitive(arrays: Arrays) -> bool:
     rarest = min(groups, key=len)
     shifts = rarest[1:] - rarest[0]
     for group in sorted(groups, key=len):
-        gap = group[:, None, None] + shifts[:, None] - group  # (site, shift, image, 3)
-        near = (np.abs(gap - np.round(gap)) <= 4 * tolerance).all(-1)
-        shifts = shifts[near.any(-1).all(0)]
-        if not len(shifts):
-            return True
+        step = max(AT_ONCE // (len(shifts) * len(group)), 1)  # sites, all of them at once in a cell of some dozens
+        for first in range(0, len(group), step):
+            gap = group[first : first + step, None, None] + shifts[:, None] - group  # (site, shift, image, 3)
+            near = (np.abs(gap - np.round(gap)) <= 4 * tolerance).all(-1)
+            shifts = shifts[near.any(-1).all(0)]
+            if not len(shifts):
+                return True
     return False

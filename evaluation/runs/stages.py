@@ -21,6 +21,7 @@ import numpy as np
 
 from evaluation.campaigns.structure_tables import STRUCTURE, to_batch, to_table
 from evaluation.inputs import Items, check_readable, collected, names_data_set, parts
+from evaluation.progress import counting
 from evaluation.runs.chunks import ChunkFolder, open_chunks
 from evaluation.runs.pipeline import Rows, run
 
@@ -203,7 +204,9 @@ def in_chunks(source: Any, out: str | Path, processes: int | None) -> Any:
     if sum(count for _, _, count in step.files) <= MANY:
         return source
     name = hashlib.sha256(json.dumps(_request(step)).encode()).hexdigest()[:12]
-    folder = describe_files(given, Path(out) / f"structures-{name}", workers=processes)
+    with counting("reading", sum(count for _, _, count in step.files)) as tick:
+        where = Path(out) / f"structures-{name}"
+        folder = describe_files(given, where, workers=processes, on_rows=lambda rows: tick(rows, 0))
     items = read_items(folder, step)
     check_readable(items)
     return items

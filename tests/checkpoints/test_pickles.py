@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from checkpoints import Placeholder, read_foreign
-from checkpoints.rebuild import TABLE
+from chem.rebuild import TABLE
 
 
 class Custom:

@@ -89,6 +89,26 @@ def test_structure_prediction_has_a_structure_for_every_candidate(crystals, tmp_
     assert [isinstance(s, dict) for s in data["structures"]] == [True, False, False, False, True, True]
 
 
+def test_molecules_of_files_are_on_their_page(tmp_path):
+    """With the bonds of an SDF; an xyz has none, and a torn entry keeps its row."""
+    from rdkit import Chem
+    from rdkit.Chem import AllChem
+
+    from chem.molecule_files import write_molecules
+
+    made = Chem.AddHs(Chem.MolFromSmiles("C=O"))
+    AllChem.EmbedMolecule(made, randomSeed=1)
+    write_molecules([made], tmp_path / "a.sdf")
+    (tmp_path / "b.xyz").write_text("3\n\nO 0 0 0.1\nH 0 0.76 -0.5\nH 0 -0.76 -0.5\n1\n\nQq 0 0 0\n")
+    report = evaluate([tmp_path / "a.sdf", tmp_path / "b.xyz"], None, "edm-qm9", tmp_path / "out", processes=0)
+    page = Parsed(tmp_path / "out" / "report.html").data
+    first, second, third = page["structures"]
+    assert len(report.rows) == len(page["rows"]) == 3 and sum(report.failures.values()) == 1
+    assert first["z"] == [6, 8, 1, 1] and len(first["x"]) == 12 and "cell" not in first
+    assert sorted(first["bonds"][2::3]) == [1, 1, 2]
+    assert second["z"] == [8, 1, 1] and not second.get("bonds") and third == "not readable"
+
+
 def test_names_cannot_become_markup(crystals, tmp_path):
     rows = [{"id": EVIL, "晶体": "Fe₂O₃ ⟨é⟩", EVIL: 1.0}, {"id": "\udcff lost byte", EVIL: 2.0}]
     report = replace(report_of(rows), reference=EVIL, failures={EVIL: 1})
