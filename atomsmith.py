@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from chem.prepare import PrepareReport
     from evaluation.campaigns.campaign import Outcome
     from evaluation.campaigns.relaxing import Relaxing
+    from evaluation.relaxation.potentials import Potential
     from evaluation.report import Report
 
 __version__ = "0.1.0"
@@ -110,6 +111,7 @@ def sample(
     from generative.controls import Controls
     from generative.guidance import read_values, under
     from generative.molecule_templates import makes_molecules, templates_for
+    from generative.processes.flow import slopes_of
 
     if n < 1:
         raise ValueError(f"n = {n}, allowed: >= 1")
@@ -144,8 +146,9 @@ def sample(
             if folder is not None:
                 folder.append(fresh)
                 failed = {"failures": done.reasons} if molecules else {}
-                calls = denoiser.network_calls(taken)
-                folder.note(n=len(done), network_calls=calls, **failed, **_environment(denoiser))
+                how: dict[str, Any] = {"network_calls": denoiser.network_calls(taken)}
+                how |= {"slopes": slopes} if (slopes := slopes_of(denoiser.noisy)) else {}
+                folder.note(n=len(done), **how, **failed, **_environment(denoiser))
     return done
 
 
@@ -215,7 +218,8 @@ def train(
 ) -> Path:
     """Train a model and return the folder of its best checkpoint, ready for `load` and `sample`.
 
-    model: diffcsp, flowmm or crysbfn, with -csp or -ab-initio behind it, geobfn or regressor. data: mp20, perov5,
+    model: diffcsp, flowmm or crysbfn, with -csp or -ab-initio behind it; of molecules geobfn, whose elements are
+    ordered by number as is best for QM9, geobfn-categorical, for any set of elements, or regressor. data: mp20, perov5,
     carbon24, mpts52, prototypes, qm9, or a folder made by `prepare`; files are looked for under `root` (default:
     ATOMSMITH_DATA). out: run folder with checkpoints, curves and weights; resume=True continues a run that stopped, bit
     for bit on the CPU in fp32. init: fine-tune a checkpoint by name or path, of either task (its size and statistics
@@ -255,24 +259,32 @@ def evaluate(
     processes: int | None = None,
     root: str | Path | None = None,
     regressor: str | Path | LoadedModel | None = None,
+    potential: str | Potential | None = None,
+    hull: str | Path | None = None,
 ) -> Report:
     """Judge structures, ours or anyone's, by a protocol; with `out`, write report.json, structures.csv, report.html.
 
     structures_or_files: files, folders, pymatgen structures, a data set as NAME:SPLIT:N, or "baseline:random" and
     "baseline:substitution". reference: what predictions are paired with or samples compared to (a data set, files or
-    structures). protocol: "diffcsp-csp" (match rate and RMSE) or "cdvae-2022" (validity and distances); for molecules
+    structures). protocol: "diffcsp-csp" (match rate and RMSE), "cdvae-2022" (validity and distances), "flowmm-sun",
+    "mattergen-sun", "lemat-2025" or "strict" (stable, unique and novel, and what else each asks for); for molecules
     "edm-qm9" or "edm-qm9-strict" (stability, validity, uniqueness, novelty, distances) and "edm-qm9-physics" (also
     PoseBusters and GFN2 strain of some), of files, RDKit molecules, ASE atoms or a data set. k: consecutive
     candidates for each target where they carry no property `target`. regressor: a trained one that judges, by the
-    protocol "edm-conditional", molecules that were asked for its property. `report["name"]` is a number with its
-    denominator and interval; `report.show()` prints the table.
+    protocol "edm-conditional", molecules that were asked for its property. potential: what relaxes and weighs crystals
+    where stability is asked for, "chgnet" (the extra `stability`) or an object of evaluation.relaxation.potentials, as
+    a calculator of ASE; hull: "mp20", or a table of phases as json, csv or parquet. With `out` a relaxation that was
+    stopped goes on, and relaxed.extxyz holds what came of it. `report["name"]` is a number with its denominator and
+    interval; `report.show()` prints the table.
 
     Raises ValueError in one line for what cannot be judged at all; single bad structures are counted with a reason.
     """
     from evaluation.evaluate import evaluate as judge
 
     by = None if regressor is None else _regressor(regressor)
-    return judge(structures_or_files, reference, protocol, out, seed, k=k, processes=processes, root=root, judge=by)
+    stability: dict[str, Any] = {"potential": potential, "hull": hull}
+    options: dict[str, Any] = {"k": k, "processes": processes, "root": root, "judge": by}
+    return judge(structures_or_files, reference, protocol, out, seed, **options, **stability)
 
 
 def _regressor(model: str | Path | LoadedModel) -> Any:
@@ -477,8 +489,8 @@ def _sample(
 
 @app.command("train", help="Train a model on a data set.")
 def _train(
-    model: Annotated[str, typer.Argument(help="diffcsp, flowmm or crysbfn, with -csp or -ab-initio")],
-    data: Annotated[str, typer.Argument(help="mp20, perov5, carbon24, mpts52, prototypes, or a prepared folder")],
+    model: Annotated[str, typer.Argument(help="diffcsp-, flowmm- or crysbfn-csp or -ab-initio, geobfn, regressor")],
+    data: Annotated[str, typer.Argument(help="mp20, perov5, carbon24, mpts52, prototypes, qm9, or a prepared folder")],
     out: Annotated[Path, option(help="run folder")],
     preset: Annotated[str, option(help="small or paper")] = "small",
     seed: Annotated[int, option()] = 0,
@@ -521,7 +533,7 @@ def _evaluate(
     files: Annotated[list[str], typer.Argument(help="files or folders, a data set NAME:SPLIT:N, or baseline:random")],
     reference: Annotated[str | None, option(help="data set NAME:SPLIT:N, or files")] = None,
     protocol: Annotated[
-        str, option(help="diffcsp-csp, cdvae-2022, edm-qm9, edm-qm9-strict, edm-conditional")
+        str, option(help="diffcsp-csp, cdvae-2022, flowmm-sun, mattergen-sun, lemat-2025, strict, edm-qm9, ...")
     ] = "diffcsp-csp",
     out: Annotated[Path | None, option(help="folder for report.json, structures.csv and report.html")] = None,
     seed: Annotated[int, option(help="of bootstraps and baselines")] = 0,
@@ -529,9 +541,12 @@ def _evaluate(
     processes: Annotated[int | None, option(help="of the matcher (default: all cores)")] = None,
     root: Annotated[Path | None, option(help="directory of the data sets (default: ATOMSMITH_DATA)")] = None,
     regressor: Annotated[str | None, option(help="with edm-conditional: a trained regressor")] = None,
+    potential: Annotated[str | None, option(help="for stability: chgnet")] = None,
+    hull: Annotated[str | None, option(help="for stability: mp20, or a table of phases")] = None,
 ) -> None:
     given = files if len(files) > 1 else files[0]
-    evaluate(given, reference, protocol, out, seed, k=k, processes=processes, root=root, regressor=regressor).show()
+    options: dict[str, Any] = {"k": k, "processes": processes, "root": root, "regressor": regressor}
+    evaluate(given, reference, protocol, out, seed, **options, potential=potential, hull=hull).show()
 
 
 @app.command("rank", help="Rank candidates for one formula, best first.")

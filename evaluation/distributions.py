@@ -16,7 +16,7 @@ from evaluation.compositions.smact import batch_counts, compositional_validity
 from evaluation.csp import formulas
 from evaluation.inputs import Items
 from evaluation.intervals import bootstrap
-from evaluation.protocols import Protocol
+from evaluation.protocols import Protocol, SunProtocol
 from evaluation.report import Number, rate
 from evaluation.validity import densities, joint_validity, structural_validity
 
@@ -40,7 +40,7 @@ PROPERTIES: dict[str, tuple[Callable[[CrystalBatch], NDArray[np.float64]], str]]
 
 
 def score(
-    items: Items, reference: Items | None, protocol: Protocol, seed: int
+    items: Items, reference: Items | None, protocol: Protocol | SunProtocol, seed: int
 ) -> tuple[list[Number], list[dict[str, Any]], Counter[str]]:
     """Numbers, one row per structure, and the reasons why structures could not be judged.
 
@@ -81,7 +81,7 @@ def score(
 
 
 def _distances(
-    batch: CrystalBatch, valid: NDArray[np.bool_], reference: CrystalBatch, protocol: Protocol, seed: int
+    batch: CrystalBatch, valid: NDArray[np.bool_], reference: CrystalBatch, protocol: Protocol | SunProtocol, seed: int
 ) -> list[Number]:
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(valid))[: protocol.samples]
     of = f"{len(rows)} random valid structures against all {len(reference)} of the reference"
@@ -101,7 +101,7 @@ def _distance(
     ours: NDArray[np.float64],
     theirs: NDArray[np.float64],
     of: str,
-    protocol: Protocol,
+    protocol: Protocol | SunProtocol,
     seed: int,
     note: str,
 ) -> Number:

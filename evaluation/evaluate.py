@@ -7,16 +7,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chem.output import noting
 from evaluation.compositions.smact import table_source
 from evaluation.inputs import Items, from_batch, gather, load_reference, names_data_set, pair
 from evaluation.molecules.asked import Judge
-from evaluation.protocols import Choices, ConditionalProtocol, MoleculeProtocol, Protocol
+from evaluation.progress import showing
+from evaluation.protocols import Choices, ConditionalProtocol, MoleculeProtocol, Protocol, SunProtocol
 from evaluation.protocols import protocol as find_protocol
 from evaluation.report import Report, prepare_folder
 from evaluation.runs.stages import in_chunks
+
+if TYPE_CHECKING:
+    from evaluation.relaxation.potentials import Potential
 
 BASELINES = ("baseline:random", "baseline:substitution")
 
@@ -40,6 +44,8 @@ def evaluate(
     processes: int | None = None,
     root: str | Path | None = None,
     judge: Judge | None = None,
+    potential: str | Potential | None = None,
+    hull: str | Path | None = None,
 ) -> Report:
     """Judge structures by a protocol; with `out`, also write report.json, structures.csv and report.html into a folder.
 
@@ -50,7 +56,9 @@ def evaluate(
     order with k (default 1) consecutive candidates per target; a missing candidate is a miss. seed: of random draws and
     bootstraps. processes: of the matcher and of bond perception, default all cores, 0 for none and no time limit.
     root: directory of the data sets, else ATOMSMITH_DATA. judge: what predicts the property that molecules were asked
-    for, with the protocol edm-conditional.
+    for, with the protocol edm-conditional. potential, hull: in place of those of a protocol for stability, see
+    evaluation.stability.scale; there the split of a reference is train by default, and with `out` a relaxation that was
+    stopped goes on, and relaxed.extxyz holds what came of it.
 
     Raises ValueError, in one line, for what cannot be judged at all; single bad structures are counted with a reason.
     """
@@ -59,13 +67,15 @@ def evaluate(
         raise ValueError(f"seed = {seed!r}, allowed: a whole number from 0")
     if out is not None:
         prepare_folder(out)
-    with noting("no report was written; the same call begins again"):
+    stability = {"potential": potential, "hull": hull}
+    goes_on = isinstance(chosen, SunProtocol) and out is not None
+    with showing(), noting(f"no report was written; the same call {'goes on' if goes_on else 'begins again'}"):
         if isinstance(chosen, ConditionalProtocol) or judge is not None:
             judged = _conditional(structures_or_files, reference, chosen, seed, root, judge)
         else:
-            if out is not None and isinstance(chosen, Protocol):
+            if out is not None and isinstance(chosen, (Protocol, SunProtocol)):
                 structures_or_files = in_chunks(structures_or_files, out, processes)
-            judged = _judge(structures_or_files, reference, chosen, seed, k, processes, root)
+            judged = _judge(structures_or_files, reference, chosen, seed, k, processes, root, out, **stability)
         if out is not None:
             judged.report.write(out)
             _write_page(judged, out)
@@ -83,10 +93,24 @@ def _write_page(judged: Judged, out: str | Path) -> None:
 
 
 def _judge(
-    source: Any, reference: Any, protocol: Choices, seed: int, k: int | None, processes: int | None, root: Any
+    source: Any,
+    reference: Any,
+    protocol: Choices,
+    seed: int,
+    k: int | None,
+    processes: int | None,
+    root: Any,
+    out: str | Path | None,
+    **stability: Any,
 ) -> Judged:
+    for name, value in stability.items():
+        if value is not None and not isinstance(protocol, SunProtocol):
+            given = f"'{value}'" if isinstance(value, (str, Path)) else f"a {type(value).__name__}"
+            raise ValueError(f"{name} = {given} is for stability; allowed with the protocol {protocol.name}: None")
     if k is not None and protocol.task != "csp":
         raise ValueError(f"k = {k} is for structure prediction; allowed with the protocol {protocol.name}: None")
+    if isinstance(protocol, SunProtocol):
+        return _sun(source, reference, protocol, seed, processes, root, out, **stability)
     if isinstance(protocol, MoleculeProtocol):
         return _molecules(source, reference, protocol, seed, processes, root)
     if not isinstance(protocol, Protocol):
@@ -127,9 +151,7 @@ def _csp(
 ) -> Judged:
     from evaluation.csp import score
 
-    if reference is None:
-        allowed = "a data set (mp20, or mp20:val:1000), files or structures"
-        raise ValueError(f"reference = None, needed by the protocol {protocol.name}; allowed: {allowed}")
+    _require(reference, protocol)
     targets = load_reference(reference, root)
     if isinstance(source, str) and source.startswith("baseline:"):
         items, candidates = _baseline(source, targets, reference, k or 1, seed, root)
@@ -139,6 +161,35 @@ def _csp(
     numbers, rows, failures = score(items, targets, candidates, protocol, processes, seed)
     report = Report(protocol, numbers, rows, targets.name, seed, versions(protocol), failures)
     return Judged(report, _in_slots(items, candidates), targets)
+
+
+def _require(reference: Any, protocol: Choices) -> None:
+    if reference is None:
+        allowed = "a data set (mp20, or mp20:val:1000), files or structures"
+        raise ValueError(f"reference = None, needed by the protocol {protocol.name}; allowed: {allowed}")
+
+
+def _sun(
+    source: Any,
+    reference: Any,
+    protocol: SunProtocol,
+    seed: int,
+    processes: int | None,
+    root: Any,
+    out: str | Path | None,
+    potential: str | Potential | None,
+    hull: str | Path | None,
+) -> Judged:
+    from evaluation.stability.scale import find_scale
+    from evaluation.sun import score
+
+    _require(reference, protocol)
+    protocol, scale = find_scale(protocol, potential, hull)
+    against = load_reference(reference, root, split="train")
+    items = _given(source, root)
+    numbers, rows, failures = score(items, against, protocol, scale, processes, seed, out)
+    told, label = {**versions(protocol), **scale.versions}, protocol.label(scale.hull.metric, against.name)
+    return Judged(Report(protocol, numbers, rows, against.name, seed, told, failures, label), items, against)
 
 
 def _in_slots(items: Items, candidates: Sequence[Sequence[int | None]]) -> Items:
@@ -193,6 +244,7 @@ def _baseline(
 def versions(protocol: Choices) -> dict[str, str]:
     """Versions of everything a number depends on."""
     packages = ["atomsmith", "numpy", "rdkit" if protocol.task == "molecules" else "pymatgen"]
+    packages += ["spglib"] * isinstance(protocol, SunProtocol)
     if isinstance(protocol, MoleculeProtocol):
         packages += [name for name, used in (("posebusters", protocol.posebusters), ("tblite", protocol.gfn2)) if used]
     found = {}
@@ -201,6 +253,6 @@ def versions(protocol: Choices) -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
-    if isinstance(protocol, Protocol):
+    if isinstance(protocol, (Protocol, SunProtocol)):
         found["oxidation states"] = f"{protocol.composition.table} of {table_source().split(' (')[0]}"
     return found

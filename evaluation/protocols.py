@@ -113,9 +113,115 @@ class ConditionalProtocol(Choices):
     task: Literal["conditional"] = "conditional"
 
 
+@dataclass(frozen=True)
+class SunProtocol(Choices):
+    """One way to judge crystals by whether they are stable, unique and novel, see evaluation.sun.
+
+    structure, composition, fingerprints, samples: as in `Protocol`. potential, hull: names; references: a scale of
+    stability.references, unless the hull has energies of the elements of its own. fmax (eV/Å), steps: of a relaxation.
+    relaxed: which crystals are: "all", those "valid" by `structure`, or "unique-novel", which costs least and gives the
+    same S.U.N. as "all"; what is not relaxed is not stable. compared: whether crystals are unique and novel as they
+    were "made" or "relaxed", by tolerances, disordered (matching.sameness) and grouping (matching.uniqueness).
+    stable: eV/atom above the hull, what `sun` stands for; thresholds: those that are shown as well. least_elements:
+    crystals of fewer are not stable. symprec: ångström. rmsd: to the relaxed crystals. self_consistent: whether
+    S.U.N. by the hull of table and samples is shown beside. The other switches add numbers of the crystals as they were
+    made. published: potential, hull and reference behind the numbers that the name is known for.
+    """
+
+    task: Literal["sun"] = "sun"
+    structure: Literal["cdvae", "strict"] = "cdvae"
+    composition: CompositionRule = CompositionRule()
+    fingerprints: bool = False
+    samples: int = 1000
+    potential: str = "chgnet"
+    hull: str = "mp20"
+    references: str = "mp2020"
+    fmax: float = 0.1
+    steps: int = 500
+    relaxed: Literal["all", "valid", "unique-novel"] = "all"
+    compared: Literal["made", "relaxed"] = "relaxed"
+    tolerances: Tolerances = DEFAULT
+    disordered: bool = False
+    grouping: Literal["first-come", "components"] = "first-come"
+    stable: float = 0.0
+    thresholds: tuple[float, ...] = (0.0, 0.05, 0.1)
+    least_elements: int = 1
+    symprec: float = 0.1
+    rmsd: bool = False
+    self_consistent: bool = False
+    distributions: bool = False
+    coverage: bool = False
+    diversity: bool = False
+    symmetry: bool = False
+    supply_risk: bool = False
+    published: tuple[str, str, str] = ("", "", "")
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("structure", ("cdvae", "strict")),
+            ("relaxed", ("all", "valid", "unique-novel")),
+            ("compared", ("made", "relaxed")),
+            ("grouping", ("first-come", "components")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} = '{getattr(self, name)}', allowed: {', '.join(allowed)}")
+        if self.relaxed == "unique-novel" and self.compared != "made":
+            raise ValueError(f"relaxed = 'unique-novel' with compared = '{self.compared}', allowed: compared = 'made'")
+
+    def label(self, metric: str, reference: str) -> str:
+        """The bare name only where potential, hull and reference are the published ones; metric: of the hull."""
+        same = (self.potential, self.hull, reference.split(", all ")[0]) == self.published
+        return self.name if same else f"{self.name} [{self.potential}, {metric}]"
+
+
 DIFFCSP, CDVAE = Protocol("diffcsp-csp", "csp"), Protocol("cdvae-2022", "ab-initio")
 EDM = MoleculeProtocol("edm-qm9")
 STRICT = replace(EDM, name="edm-qm9-strict", bonds="perceived", valences="corrected", validity="whole-molecule")
+# Published with DFT after CHGNet, and against the whole hull of the Materials Project.
+FLOWMM_SUN = SunProtocol(
+    "flowmm-sun", least_elements=2, published=("CHGNet, then DFT", "Materials Project 2023-02-07", "mp20 train")
+)
+# Published with MatterSim and DFT, 846,000 crystals as hull and reference, and supercells in the matcher.
+MATTERGEN_SUN = SunProtocol(
+    "mattergen-sun",
+    fmax=0.05,
+    disordered=True,
+    stable=0.1,
+    rmsd=True,
+    published=("MatterSim-v1-1M, then DFT", "Alex-MP-ICSD", "Alex-MP-ICSD"),
+)
+# Published with three potentials that vote, 5.3 million crystals as hull and reference, hashes in place of the matcher,
+# and a charge balance by bond valences, which sorts crystals out as the rule of structures does here.
+LEMAT_2025 = SunProtocol(
+    "lemat-2025",
+    structure="strict",
+    composition=CompositionRule(table="icsd24", missing="invalid"),
+    fmax=0.02,
+    steps=50,
+    relaxed="valid",
+    compared="made",
+    distributions=True,
+    diversity=True,
+    supply_risk=True,
+    published=("MACE-MP, ORB-v3 and UMA", "LeMat-Bulk", "LeMat-Bulk"),
+)
+# Nobody's but ours: nothing of a paper is there to be matched.
+STRICT_SUN = SunProtocol(
+    "strict",
+    structure="strict",
+    composition=CompositionRule(table="icsd24", missing="invalid"),
+    fmax=0.05,
+    disordered=True,
+    grouping="components",
+    rmsd=True,
+    self_consistent=True,
+    distributions=True,
+    coverage=True,
+    diversity=True,
+    symmetry=True,
+    supply_risk=True,
+    published=("chgnet", "mp20", "mp20 train"),
+)
 
 PROTOCOLS: dict[str, Choices] = {
     p.name: p
@@ -126,6 +232,10 @@ PROTOCOLS: dict[str, Choices] = {
         STRICT,
         replace(STRICT, name="edm-qm9-physics", posebusters=1000, gfn2=200),
         ConditionalProtocol("edm-conditional"),
+        FLOWMM_SUN,
+        MATTERGEN_SUN,
+        LEMAT_2025,
+        STRICT_SUN,
     )
 }
 

@@ -81,7 +81,8 @@ def median(name: str, values: NDArray[np.float64], denominator: str, protocol: C
 class Report:
     """Result of `evaluate`: `report["match_rate_all@1"]` is a Number; rows are one dict per structure.
 
-    failures: reason -> how many structures could not be judged, all of which stay in the denominators.
+    failures: reason -> how many structures could not be judged, all of which stay in the denominators. label: what the
+    protocol is called where it is not quite what its name stands for.
     """
 
     protocol: Choices
@@ -91,6 +92,12 @@ class Report:
     seed: int
     versions: Mapping[str, str]
     failures: Mapping[str, int] = field(default_factory=dict)
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """The protocol as it is quoted: its label, else its name."""
+        return self.label or self.protocol.name
 
     def __getitem__(self, name: str) -> Number:
         for number in self.numbers:
@@ -100,20 +107,23 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the rows as plain data, each number with its protocol and versions; NaN becomes None."""
-        origin = {"protocol": self.protocol.name, "protocol_hash": self.protocol.hash, "versions": dict(self.versions)}
+        origin = {"protocol": self.name, "protocol_hash": self.protocol.hash, "versions": dict(self.versions)}
         numbers = {n.name: _plain({**asdict(n), **origin}) for n in self.numbers}
-        head = {"protocol": self.protocol.as_dict(), "reference": self.reference, "seed": self.seed}
+        protocol = {**self.protocol.as_dict(), "name": self.name}
+        head = {"protocol": protocol, "reference": self.reference, "seed": self.seed}
         counted = {"versions": dict(self.versions), "structures": len(self.rows), "failures": dict(self.failures)}
         return {**head, **counted, "numbers": numbers}
 
     def table(self) -> Table:
         """The numbers as a rich table, titled by protocol and reference."""
+        from rich.markup import escape
         from rich.table import Table
 
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        title = f"{self.protocol.name} ({self.protocol.hash}), reference: {self.reference}"
+        title = f"{self.name} ({self.protocol.hash}), reference: {self.reference}"
         failed = "; ".join(f"{count} x {reason}" for reason, count in self.failures.items())
-        table = Table(title=title, caption=f"{versions}; seed {self.seed}; failures: {failed or 'none'}")
+        caption = f"{versions}; seed {self.seed}; failures: {failed or 'none'}"
+        table = Table(title=escape(title), caption=escape(caption))
         beside = any(not math.isnan(n.reference) for n in self.numbers)
         for column in ("number", "value", *(["reference"] if beside else []), "interval", "of"):
             table.add_column(column, justify="left" if column in ("number", "of") else "right", overflow="fold")
@@ -122,7 +132,7 @@ class Report:
             interval = "" if math.isnan(n.low) else f"{form(n.low)} .. {form(n.high)}"
             of = n.denominator if n.hits is None else f"{n.hits} of {n.denominator}"
             values = [form(n.value), form(n.reference)] if beside else [form(n.value)]
-            table.add_row(n.name.replace("_", " "), *values, interval, f"{of}; {n.note}" if n.note else of)
+            table.add_row(n.name.replace("_", " "), *values, interval, escape(f"{of}; {n.note}" if n.note else of))
         return table
 
     def show(self) -> None:

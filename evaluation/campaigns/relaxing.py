@@ -94,7 +94,10 @@ class Chgnet:
 
 @dataclass(frozen=True)
 class AgainstHull:
-    """Distances to a hull of evaluation.stability.phase_tables from total energies on the scale `references`."""
+    """Distances to a hull of evaluation.stability.phase_tables from total energies on the scale `references`.
+
+    A table of total energies brings a scale of its own, which must be that of the potential.
+    """
 
     hull: str = "mp20"
     references: str = "mp2020"
@@ -103,7 +106,8 @@ class AgainstHull:
         from evaluation.stability.phase_tables import load_hull
         from evaluation.stability.references import load_references
 
-        hull, references = load_hull(self.hull), load_references(self.references)
+        hull = load_hull(self.hull)
+        references = hull.references or load_references(self.references)  # a table of total energies has its own
 
         def weigh(batch: CrystalBatch, energies: ArrayLike) -> HullDistances:
             return hull.distances(batch, references.formation_energies(batch, energies))

@@ -21,9 +21,10 @@ Row = Mapping[str, Any]
 MOST_CHOICES = 12  # different texts of a column that are chosen from a list; of more, one types a part
 HULL, HULL_MARKS = "above_hull", (0.0, 0.05, 0.1)
 UNITS = {"density": "g/cm³", "volume_error": "|ΔV| / V", "num_elements": "elements", "atoms": "atoms", HULL: "eV/atom"}
+UNITS |= {"e_hull_as_made": "eV/atom", "rmsd": "Å", "relaxation_steps": "steps"}
 WORDS = {HULL: "energy above hull", "num_elements": "number of elements", "atoms": "number of atoms"}
 ON_CARDS = (HULL, "rms", "error", "strain", "density", "atoms")  # the first three of these that there are
-COUNTERS = ("candidate", "target_atoms")  # numbers that are not of the structure: they have no distribution
+COUNTERS = ("candidate", "target_atoms", "space_group")  # numbers that are no quantity of the structure: no charts
 
 
 class Column(NamedTuple):

@@ -7,6 +7,7 @@ wide tolerances and without rescaling. The RMS displacement in units of (V/N)^(1
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,9 @@ def _matcher(t: Tolerances) -> Any:
 
 def _displacement(task: tuple[Structure, Structure, Tolerances]) -> float | None:
     """RMS displacement of a pair in units of (V/N)^(1/3), or None."""
-    found = _matcher(task[2]).get_rms_dist(_reduced(task[0]), _reduced(task[1]))
+    with warnings.catch_warnings():  # spglib and pymatgen announce what no user can change
+        warnings.simplefilter("ignore")
+        found = _matcher(task[2]).get_rms_dist(_reduced(task[0]), _reduced(task[1]))
     return None if found is None else float(found[0])
 
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evaluation.compositions.amounts import Composition, amounts, symbols
-from evaluation.stability.phases import Phases, composition_shares, systems
+from evaluation.compositions.amounts import COLUMNS, Composition, amounts, symbols
+from evaluation.stability.phases import Phases, composition_shares
 from evaluation.stability.simplex import Optimum, minimise
 
 if TYPE_CHECKING:
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from chem.crystals import CrystalBatch
+    from evaluation.stability.references import ElementalReferences
 
 AT_ONCE = 200_000  # numbers in the columns of the problems that are solved together
+SYSTEMS = 4096  # whose phases are looked up together
 NOBODY = -1  # in place of a phase
 TRACE = 1e-8  # smaller shares of a mixture are rounding
 
@@ -54,16 +56,24 @@ class Hull:
 
     name: of the table. formulas (R), energies (R,): its phases and their formation energies in eV/atom; of each
     composition the lowest counts. elements: atomic numbers with a reference energy, by default all of the table.
+    references: the energies of the elements where the table had total energies, which makes their scale its own.
     Raises ValueError for a bad formula or energies that are not R finite numbers.
     """
 
-    def __init__(self, name: str, formulas: Sequence[str], energies: ArrayLike, elements: Sequence[int] | None = None):
+    def __init__(
+        self,
+        name: str,
+        formulas: Sequence[str],
+        energies: ArrayLike,
+        elements: Sequence[int] | None = None,
+        references: ElementalReferences | None = None,
+    ):
         values = np.asarray(energies, dtype=np.float64)
         if values.shape != (len(formulas),) or not np.isfinite(values).all():
             raise ValueError(
                 f"energies of shape {values.shape}, allowed: {len(formulas)} finite numbers, one a formula"
             )
-        self.metric = f"e_hull[{name}]"
+        self.metric, self.references = f"e_hull[{name}]", references
         self.phases = Phases(formulas, values, elements)
 
     @property
@@ -77,7 +87,7 @@ class Hull:
     def with_phases(self, name: str, formulas: Sequence[str], energies: ArrayLike) -> Hull:
         """The hull of further phases too: self-consistent when they are the samples, none of which is then below it."""
         both = np.concatenate([self.phases.energies, np.asarray(energies, dtype=np.float64)])
-        return Hull(name, [*self.phases.formulas, *formulas], both, sorted(self.phases.elements))
+        return Hull(name, [*self.phases.formulas, *formulas], both, sorted(self.phases.elements), self.references)
 
     def distances(
         self,
@@ -99,7 +109,8 @@ class Hull:
         reasons = self._unknown(table)
         lowest, mixtures = np.full(len(table), np.nan), [dict[str, float]() for _ in reasons]
         shares = composition_shares(table)
-        for part in _problems(self.phases, shares, [i for i, why in enumerate(reasons) if not why], exclude_self):
+        usable = np.array([not why for why in reasons], dtype=bool)
+        for part in _problems(self.phases, shares, usable, exclude_self):
             found = minimise(*_columns(self.phases, part, device))
             lowest[part.rows] = found.value.cpu().numpy()
             for i, mixture in zip(part.rows, _mixtures(self.phases, part, found), strict=True):
@@ -130,41 +141,36 @@ class _Problems:
 
 
 def _problems(
-    phases: Phases, shares: NDArray[np.float64], rows: Sequence[int], exclude_self: bool
+    phases: Phases, shares: NDArray[np.float64], usable: NDArray[np.bool_], alone: bool
 ) -> Iterator[_Problems]:
-    """The compositions at `rows` by number of elements and then of phases, cut at AT_ONCE."""
-    system = dict(zip(rows, systems(shares[rows]), strict=True))
-    within = {one: phases.within(one) for one in set(system.values())}
+    """The usable compositions by number of elements and then of phases, cut at AT_ONCE; alone: without themselves."""
+    kinds = (shares > 0).sum(1)
+    for m in np.unique(kinds[usable]).tolist():
+        alike = np.flatnonzero(usable & (kinds == m))
+        for rows in (alike[i : i + SYSTEMS] for i in range(0, len(alike), SYSTEMS)):
+            which, members = phases.within(np.nonzero(shares[rows])[1].reshape(-1, m))
+            if alone:
+                own = [phases.find(shares[i]) for i in rows]
+                other = members != np.array([NOBODY if j is None else j for j in own])[which]
+                which, members = which[other], members[other]
+            counts = np.bincount(which, minlength=len(rows))
+            first, members = counts.cumsum() - counts, np.append(members, NOBODY)
+            for part in _cut(counts, m):
+                slots = np.arange(counts[part].max())
+                at = np.where(slots < counts[part, None], first[part, None] + slots, -1)
+                elements = np.nonzero(shares[rows[part]])[1].reshape(-1, m)
+                own_shares = np.take_along_axis(shares[rows[part]], elements, 1)
+                yield _Problems(rows[part], elements, own_shares, members[at])
 
-    def size(i: int) -> tuple[int, int]:
-        return system[i].bit_count(), len(within[system[i]])
 
-    waiting: list[int] = []
-    for i in sorted(rows, key=size):
-        m, width = size(i)
-        if waiting and (size(waiting[0])[0] != m or (len(waiting) + 1) * m * (m + width) > AT_ONCE):
-            yield _together(phases, shares, waiting, [within[system[j]] for j in waiting], exclude_self)
-            waiting = []
-        waiting.append(i)
-    if waiting:
-        yield _together(phases, shares, waiting, [within[system[j]] for j in waiting], exclude_self)
-
-
-def _together(
-    phases: Phases,
-    shares: NDArray[np.float64],
-    rows: Sequence[int],
-    within: Sequence[NDArray[np.int64]],
-    exclude_self: bool,
-) -> _Problems:
-    members = np.full((len(rows), max(map(len, within))), NOBODY)
-    for line, found in zip(members, within, strict=True):
-        line[: len(found)] = found
-    if exclude_self:
-        own = [phases.find(shares[i]) for i in rows]
-        members[members == np.array([NOBODY if j is None else j for j in own])[:, None]] = NOBODY
-    elements = np.nonzero(shares[rows])[1].reshape(len(rows), -1)
-    return _Problems(np.array(rows), elements, np.take_along_axis(shares[rows], elements, 1), members)
+def _cut(counts: NDArray[np.int64], m: int) -> Iterator[NDArray[np.int64]]:
+    """Positions of the counts in ascending order, as many at a time as AT_ONCE allows when padded to the largest."""
+    order = counts.argsort(kind="stable")
+    sizes = m * (m + counts[order])
+    while len(order):
+        fit = int(np.searchsorted(sizes * np.arange(1, len(sizes) + 1), AT_ONCE, "right"))
+        yield order[: max(fit, 1)]
+        order, sizes = order[max(fit, 1) :], sizes[max(fit, 1) :]
 
 
 def _columns(phases: Phases, part: _Problems, device: torch.device | str | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,15 +180,14 @@ def _columns(phases: Phases, part: _Problems, device: torch.device | str | None)
     arrays = (part.elements, part.phases, part.shares, phases.shares, phases.energies)
     elements, members, own, shares, energies = (torch.from_numpy(array).to(device) for array in arrays)
     count, m = elements.shape
-    unit = torch.eye(m, dtype=own.dtype, device=own.device).expand(count, -1, -1)
-    columns = torch.cat((unit, shares[members.unsqueeze(1), elements.unsqueeze(2)]), dim=2)
+    unit = torch.eye(m, dtype=own.dtype, device=own.device).unsqueeze(1).expand(-1, count, -1)
+    columns = torch.cat((unit, shares[members, elements.T.unsqueeze(2)]), dim=2)
     costs = torch.cat((torch.zeros_like(own), energies[members].masked_fill(members == NOBODY, torch.inf)), dim=1)
     return columns, costs, own
 
 
 def _mixtures(phases: Phases, part: _Problems, found: Optimum) -> Iterator[dict[str, float]]:
-    m = part.elements.shape[1]
-    arrays = (part.elements, part.phases, found.basis.cpu(), found.weights.cpu())
-    for elements, members, basis, weights in zip(*(array.tolist() for array in arrays), strict=True):
-        used = [(j, share) for j, share in zip(basis, weights, strict=True) if share > TRACE]
-        yield {symbols([elements[j]])[0] if j < m else phases.formulas[members[j - m]]: share for j, share in used}
+    both = np.concatenate((part.elements, COLUMNS + part.phases), axis=1)
+    names = np.take_along_axis(both, found.basis.cpu().numpy(), axis=1)
+    for used, weights in zip(names.tolist(), found.weights.tolist(), strict=True):
+        yield {phases.names[j]: share for j, share in zip(used, weights, strict=True) if share > TRACE}

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.compositions.amounts import amounts
+from evaluation.compositions.amounts import amounts, symbols
 from evaluation.stability.hull import Hull
 from evaluation.stability.phases import composition_shares
+from evaluation.stability.references import ElementalReferences
 
 PACKAGED = {"mp20": Path(__file__).parents[1] / "data" / "mp20_hull.parquet"}
 ENERGIES = ("formation_energy_per_atom", "energy_per_atom", "energy")
@@ -70,7 +71,8 @@ def _from_total_energies(
     known = sorted(references)
     usable = np.isclose(shares[:, known].sum(1), 1, rtol=0, atol=1e-9)
     formation = energies[usable] - shares[usable][:, known] @ np.array([references[z] for z in known])
-    return Hull(name, [f for f, use in zip(formulas, usable, strict=True) if use], formation, known)
+    own = ElementalReferences(name, dict(zip(symbols(known), (references[z] for z in known), strict=True)))
+    return Hull(name, [f for f, use in zip(formulas, usable, strict=True) if use], formation, known, own)
 
 
 def _energy_column(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:

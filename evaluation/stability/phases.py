@@ -1,4 +1,9 @@
-"""Reference phases by composition and by chemical system: the table under a hull."""
+"""Reference phases by composition and by chemical system: the table under a hull.
+
+The systems of the table are the nodes of a tree, which the elements of a system lead down to in ascending order. So the
+phases of all subsystems of many systems are found together, one element after the other, and only subsystems that the
+table has are visited.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.compositions.amounts import COLUMNS, amounts
+from evaluation.compositions.amounts import COLUMNS, amounts, symbols
 
-MANY_ELEMENTS = 10  # above it the systems of the table are looked through, not the subsets of the elements
+ROOT = 0  # of the tree: the node of no elements, where no branch leads
 
 
 class Phases:
@@ -17,7 +22,7 @@ class Phases:
 
     formulas (R): as they were given, one phase each. shares (R, 119): of the atoms, by atomic number. energies (R,):
     formation energies in eV/atom. elements: the atomic numbers that have a reference energy; given phases of others are
-    left out.
+    left out. names (119 + R): of the elements and, behind them, of the phases.
     """
 
     def __init__(self, formulas: Sequence[str], energies: NDArray[np.float64], elements: Sequence[int] | None = None):
@@ -31,10 +36,12 @@ class Phases:
         kept = list(lowest.values())
         self.elements = frozenset(known.tolist())
         self.formulas, self.shares, self.energies = [formulas[i] for i in kept], shares[kept], energies[kept]
+        self.names = [*symbols(range(COLUMNS)), *self.formulas]
         self._index = {key: row for row, key in enumerate(lowest)}
-        self._systems: dict[int, list[int]] = {}
-        for row, system in enumerate(systems(self.shares)):
-            self._systems.setdefault(system, []).append(row)
+        self._branches, nodes = _tree(self.shares)
+        self._rows = nodes.argsort(kind="stable")
+        self._counts = np.bincount(nodes, minlength=len(self._branches))
+        self._starts = self._counts.cumsum() - self._counts
 
     def __len__(self) -> int:
         return len(self.formulas)
@@ -43,19 +50,22 @@ class Phases:
         """The row of the phase of a composition (119,), None where there is none."""
         return self._index.get(shares.tobytes())
 
-    def within(self, system: int) -> NDArray[np.int64]:
-        """The rows of all phases made of no other elements than those of a system."""
-        found: list[int] = []
-        if system.bit_count() > MANY_ELEMENTS:
-            for other, rows in self._systems.items():
-                if not other & ~system:
-                    found += rows
-        else:
-            subset = system
-            while subset:
-                found += self._systems.get(subset, ())
-                subset = (subset - 1) & system
-        return np.array(found, dtype=np.int64)
+    def within(self, systems: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of G systems, (G, m) atomic numbers ascending: all phases made of no other elements than those of a system.
+
+        Returned are number of the system (P,) and row of the phase (P,), ascending.
+        """
+        which, node = np.arange(len(systems)), np.full(len(systems), ROOT)
+        for column in systems.T:
+            further = self._branches[node, column[which]]
+            on = np.flatnonzero(further)
+            which, node = np.concatenate((which, which[on])), np.concatenate((node, further[on]))
+        counts = self._counts[node]
+        first = self._starts[node] - (counts.cumsum() - counts)
+        rows = self._rows[np.arange(counts.sum()) + first.repeat(counts)]
+        both = which.repeat(counts) * len(self) + rows
+        both.sort()
+        return both // max(len(self), 1), both % max(len(self), 1)
 
 
 def composition_shares(table: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -63,9 +73,13 @@ def composition_shares(table: NDArray[np.float64]) -> NDArray[np.float64]:
     return table / np.maximum(table.sum(1, keepdims=True), np.finfo(float).tiny)
 
 
-def systems(shares: NDArray[np.float64]) -> list[int]:
-    """The chemical system of each composition: its elements as the bits of one number."""
-    found = [0] * len(shares)
+def _tree(shares: NDArray[np.float64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """The node (K, 119) that an element leads to from a node, ROOT where none is, and the node (R,) of each row."""
+    branches: dict[tuple[int, int], int] = {}
+    nodes = [ROOT] * len(shares)
     for row, z in zip(*(axis.tolist() for axis in np.nonzero(shares)), strict=True):
-        found[row] |= 1 << z
-    return found
+        nodes[row] = branches.setdefault((nodes[row], z), len(branches) + 1)
+    table = np.full((len(branches) + 1, COLUMNS), ROOT, dtype=np.int32)
+    for (node, z), further in branches.items():
+        table[node, z] = further
+    return table, np.array(nodes, dtype=np.int64)

@@ -1,9 +1,10 @@
 """Many small linear programs at once: the lower hull of energies over compositions, one composition a problem.
 
 Each problem is: minimise costs . w over w >= 0 with columns w = amounts, where the first m columns are the unit vectors
-(the elements) and all amounts are positive. So the elements are a feasible start, and the revised simplex method needs
+(the elements) at no cost and no amount is negative. So the elements are a feasible start, and the simplex method needs
 no artificial variable. A step takes the column of the most negative reduced cost; Bland's rule after PATIENCE steps
-keeps a degenerate vertex, such as a composition that is a phase itself, from cycling.
+keeps a degenerate vertex, such as a composition that is a phase itself, from cycling. What is solved takes no part in
+further steps.
 """
 
 from __future__ import annotations
@@ -29,54 +30,51 @@ class Optimum:
 
 
 def minimise(columns: Tensor, costs: Tensor, amounts: Tensor) -> Optimum:
-    """Optima of B problems with m rows and N columns: columns (B, m, N), costs (B, N), amounts (B, m), float64.
+    """Optima of B problems with m rows and N columns: columns (m, B, N), costs (B, N), amounts (B, m), float64.
 
-    A column of infinite cost is never used; the first m columns must be the unit vectors, of finite cost.
+    A column of infinite cost is never used; the first m columns must be the unit vectors, of cost zero.
     """
     import torch
 
-    count, m, _ = columns.shape
-    inverse = torch.eye(m, dtype=columns.dtype, device=columns.device).repeat(count, 1, 1)
-    basis = torch.arange(m, device=columns.device).repeat(count, 1)
-    level = amounts
+    m, count, _ = columns.shape
+    rows, units = torch.arange(count, device=costs.device), torch.arange(m, device=costs.device)
+    basis = units.unsqueeze(1).repeat(1, count)
+    found = Optimum(costs.new_empty(count), basis.T.clone(), amounts.clone())
+    table = torch.cat((columns, costs.unsqueeze(0)))  # (m + 1, B, N): what the columns are in the basis, reduced costs
+    levels = torch.cat((amounts, torch.zeros_like(amounts[:, :1])), 1).T.contiguous()  # (m + 1, B): weights, -value
     for step in range(LIMIT):
-        prices = costs.gather(1, basis).unsqueeze(1) @ inverse
-        reduced = costs - (prices @ columns).squeeze(1)
-        if step < PATIENCE:
-            gain, entering = reduced.min(1)
-        else:
-            entering = (reduced < -OPTIMAL).int().argmax(1)  # Bland: the first that gains
-            gain = reduced.gather(1, entering.unsqueeze(1)).squeeze(1)
+        gain, entering = table[m].min(1)
         open_ = gain < -OPTIMAL
-        if not bool(open_.any()):
-            weights = (inverse @ amounts.unsqueeze(2)).squeeze(2).clamp(min=0)
-            return Optimum((costs.gather(1, basis) * weights).sum(1), basis, weights)
-        column = columns.gather(2, entering.reshape(-1, 1, 1).expand(-1, m, 1))
-        direction = (inverse @ column).squeeze(2)
-        leaving = _leaving(level, direction, basis)
-        inverse, level = _pivot(inverse, level, direction, leaving, open_)
-        basis = torch.where(open_.unsqueeze(1), basis.scatter(1, leaving, entering.unsqueeze(1)), basis)
-    raise ArithmeticError(f"{int(open_.sum())} of {count} linear programs not solved in {LIMIT} steps")
+        if not bool(open_.all()):
+            solved, on = (~open_).nonzero()[:, 0], open_.nonzero()[:, 0]
+            done = rows[solved]
+            found.value[done], found.weights[done] = -levels[m, solved], levels[:m, solved].T
+            found.basis[done] = basis[:, solved].T
+            if not len(on):
+                return found
+            table, levels, basis = (x.index_select(1, on) for x in (table, levels, basis))
+            rows, entering = rows[on], entering[on]
+        if step >= PATIENCE:
+            entering = (table[m] < -OPTIMAL).int().argmax(1)  # Bland: the first that gains
+        _pivot(table, levels, basis, entering.unsqueeze(0))
+    raise ArithmeticError(f"{len(rows)} of {count} linear programs not solved in {LIMIT} steps")
 
 
-def _leaving(level: Tensor, direction: Tensor, basis: Tensor) -> Tensor:
-    """The row (B, 1) that reaches zero first; among equals that of the lowest column, as Bland's rule asks."""
+def _pivot(table: Tensor, levels: Tensor, basis: Tensor, entering: Tensor) -> None:
+    """Exchange a column of each basis (m, B) for the entering ones (1, B), in place.
+
+    The row that reaches zero first leaves; among equals that of the lowest column, as Bland's rule asks.
+    """
     import torch
 
-    ratio = torch.where(direction > PIVOT, level / direction.clamp(min=PIVOT), torch.inf)
-    tied = ratio <= ratio.amin(1, keepdim=True)
-    return basis.masked_fill(~tied, torch.iinfo(basis.dtype).max).argmin(1, keepdim=True)
-
-
-def _pivot(inverse: Tensor, level: Tensor, direction: Tensor, leaving: Tensor, open_: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverse of the basis and levels after the exchange, where the problem is open."""
-    import torch
-
-    here = torch.zeros_like(direction, dtype=torch.bool).scatter(1, leaving, True)
-    pivot = direction.gather(1, leaving)
-    factor = torch.where(here, direction - 1, direction) / torch.where(open_.unsqueeze(1), pivot, 1)
-    factor = torch.where(open_.unsqueeze(1), factor, 0)
-    row = inverse.gather(1, leaving.unsqueeze(2).expand_as(inverse[:, :1]))
-    inverse = inverse - factor.unsqueeze(2) * row
-    level = level - factor * level.gather(1, leaving)
-    return inverse, torch.where(level < PIVOT * 1e-3, 0, level)
+    direction = table.gather(2, entering.unsqueeze(2).expand(len(table), -1, 1)).squeeze(2)
+    ratio = torch.where(direction[:-1] > PIVOT, levels[:-1] / direction[:-1], torch.inf)
+    tied = ratio <= ratio.amin(0)
+    leaving = basis.masked_fill(~tied, torch.iinfo(basis.dtype).max).min(0, keepdim=True).indices
+    pivot = direction.gather(0, leaving)
+    factor = direction.scatter(0, leaving, pivot - 1) / pivot
+    here = torch.arange(table.shape[1], device=table.device)
+    table.addcmul_(factor.unsqueeze(2), table[leaving[0], here], value=-1)
+    levels.addcmul_(factor, levels.gather(0, leaving), value=-1)
+    levels[:-1].masked_fill_(levels[:-1] < PIVOT * 1e-3, 0)
+    basis.scatter_(0, leaving, entering)

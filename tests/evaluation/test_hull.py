@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import evaluation.stability.hull
-import evaluation.stability.phases
 import evaluation.stability.simplex
 from evaluation.compositions.amounts import amounts, symbols
 from evaluation.stability.hull import Hull
 from evaluation.stability.phase_tables import load_hull
+from evaluation.stability.phases import Phases
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: torch.cuda.is_available()")]
 DEVICES = ["cpu", pytest.param("cuda", marks=gpu)]
@@ -86,7 +86,7 @@ def test_of_the_reference_against_phase_diagrams(mp20):
     found = mp20.distances(formulas, np.zeros(len(formulas)))
     rows = amounts(formulas).numpy() > 0
     for formula, row, distance in zip(formulas, rows, found.e_above_hull, strict=True):
-        within = mp20.phases.within(evaluation.stability.phases.systems(row[None])[0])
+        _, within = mp20.phases.within(np.flatnonzero(row)[None])
         part = {mp20.phases.formulas[i]: float(mp20.phases.energies[i]) for i in within}
         assert distance == pytest.approx(pymatgen_hull(part, formula, 0.0)[0], abs=1e-9)
 
@@ -125,6 +125,12 @@ def test_blands_rule_alone_finds_the_same(mp20, monkeypatch):
     steepest = mp20.distances(formulas, exclude_self=True)
     monkeypatch.setattr(evaluation.stability.simplex, "PATIENCE", 0)
     assert np.allclose(mp20.distances(formulas, exclude_self=True).hull_energy, steepest.hull_energy, atol=1e-9)
+
+
+def test_too_few_steps_are_an_error(hull, monkeypatch):
+    monkeypatch.setattr(evaluation.stability.simplex, "LIMIT", 1)
+    with pytest.raises(ArithmeticError, match="^2 of 2 linear programs not solved in 1 steps"):
+        hull.distances(["LiFePO4", "Li2FePO4"])
 
 
 def test_exclude_self(hull):
@@ -168,14 +174,34 @@ def test_batches_and_cuts_do_not_show(mp20, monkeypatch):
     formulas = [dict(zip(symbols(z := row.nonzero()[:, 0].tolist()), row[z].tolist(), strict=True)) for row in table]
     whole = mp20.distances(batch)
     monkeypatch.setattr(evaluation.stability.hull, "AT_ONCE", 500)
+    monkeypatch.setattr(evaluation.stability.hull, "SYSTEMS", 7)
     assert np.array_equal(mp20.distances(formulas).hull_energy, whole.hull_energy, equal_nan=True)
 
 
-def test_many_elements_look_through_the_systems(mp20, monkeypatch):
-    formulas = ["LiNaKMgCaSrTiFeCoNiO12F"]
-    slow = mp20.distances(formulas)
-    monkeypatch.setattr(evaluation.stability.phases, "MANY_ELEMENTS", 30)
-    assert mp20.distances(formulas).hull_energy == pytest.approx(slow.hull_energy, abs=1e-9)
+def test_phases_within_systems_are_those_of_a_search_through_all(mp20):
+    some = Phases(mp20.phases.formulas[::2], mp20.phases.energies[::2])
+    systems = np.array([[3, 8, 15, 26], [1, 6, 7, 8], [8, 12, 13, 14], [1, 2, 8, 10]])
+    which, rows = some.within(systems)
+    for i, system in enumerate(systems):
+        expected = np.flatnonzero(~some.shares[:, np.setdiff1d(np.arange(119), system)].any(1))
+        assert np.array_equal(rows[which == i], expected)
+    assert len(rows) > 20 and (np.diff(which) >= 0).all()
+    for nothing in (Phases([], np.zeros(0)).within(systems), some.within(systems[:0])):
+        assert [len(part) for part in nothing] == [0, 0]
+
+
+def test_many_elements_are_no_burden(mp20):
+    """15 elements have 32,767 subsystems; those that the table has are visited, and a general solver agrees."""
+    from scipy.optimize import linprog
+
+    formula = "LiNaKMgCaSrTiFeCoNiO12FClSN"
+    row = amounts([formula]).numpy()[0]
+    _, within = mp20.phases.within(np.flatnonzero(row)[None])
+    assert len(within) > 400
+    costs = mp20.phases.energies[within]
+    columns = np.concatenate([np.eye(119)[row > 0], mp20.phases.shares[within]])[:, row > 0]
+    expected = linprog(np.append(np.zeros(15), costs), A_eq=columns.T, b_eq=row[row > 0] / row.sum(), method="highs")
+    assert mp20.distances([formula]).hull_energy == pytest.approx(expected.fun, abs=1e-9)
 
 
 def test_packaged_reference(mp20):
