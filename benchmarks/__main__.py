@@ -16,7 +16,7 @@ NAMES = {"forward": "cspnet", "training": "cspnet", "sampling": "sampling", "loa
 NAMES |= {"flowmm": "flowmm", "egnn": "egnn", "validity": "validity", "matching": "matching"}
 NAMES |= {"stability": "stability", "matcher": "matcher", "decisions": "decisions"}
 NAMES |= {"smact": "compositions", "magpie": "compositions", "hull": "compositions"}
-NAMES |= {"relaxation": "relaxation", "fingerprints": "fingerprints"}
+NAMES |= {"relaxation": "relaxation", "fingerprints": "fingerprints", "ten_thousand": "ten_thousand"}
 Row = tuple[str, str, str]
 
 

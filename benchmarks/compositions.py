@@ -114,11 +114,10 @@ def _diagrams(given: Sequence[str], kind: str) -> list[Row]:
 
     from evaluation.compositions.amounts import amounts
     from evaluation.stability.phase_tables import load_hull
-    from evaluation.stability.phases import systems
 
     reference = load_hull("mp20")
     phases = reference.phases
-    within = [phases.within(system) for system in systems(amounts(given).numpy())]
+    within = [phases.within(np.flatnonzero(row)[None])[1] for row in amounts(given).numpy()]
     entries = {
         int(i): PDEntry(c := Composition(phases.formulas[i]), phases.energies[i] * c.num_atoms)
         for i in np.unique(np.concatenate(within))

@@ -19,6 +19,7 @@ from benchmarks.timing import interleave, ratio
 from chem.crystals import CrystalBatch
 from generative.backbone.cspnet import CSPNet, SinusoidalSteps
 from generative.backbone.fast import plan_of
+from generative.backbone.flownet import FlowMMNet
 from generative.backbone.gemm import linear
 from generative.generator import Network
 
@@ -44,10 +45,14 @@ def products(net: Network, dtype: torch.dtype | None) -> Iterator[None]:
         net.products = before
 
 
-def published_replay(batch: CrystalBatch) -> Callable[[], None]:
-    """The products of the edge-list form at torch's default precision, written into one output."""
-    h, edges, atoms = HIDDEN, int(batch["num_atoms"].square().sum()), len(batch["batch"])
-    shapes = [(edges, 2 * h + 9 + FEATURES), (edges, h), (atoms, 2 * h), (atoms, h)]
+def published_replay(batch: CrystalBatch, features: int = 9 + FEATURES, self_pairs: bool = True) -> Callable[[], None]:
+    """The products of the edge-list form at torch's default precision, written into one output.
+
+    features: inputs of an edge besides its two atoms.
+    """
+    h, atoms = HIDDEN, len(batch["batch"])
+    edges = int(batch["num_atoms"].square().sum()) - (0 if self_pairs else atoms)
+    shapes = [(edges, 2 * h + features), (edges, h), (atoms, 2 * h), (atoms, h)]
     inputs = [(torch.randn(rows, k), torch.randn(h, k).t()) for rows, k in shapes]
     out = torch.empty(edges, h)
 
@@ -59,7 +64,9 @@ def published_replay(batch: CrystalBatch) -> Callable[[], None]:
     return run
 
 
-def restructured_replay(net: CSPNet, batch: CrystalBatch, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
+def restructured_replay(
+    net: CSPNet | FlowMMNet, batch: CrystalBatch, dtype: torch.dtype = torch.float32
+) -> Callable[[], None]:
     """The products of the fast form, chunk by chunk, in the library it uses."""
     h, atoms, waves = HIDDEN, len(batch["batch"]), FEATURES // 2 - 3
     shapes = [(atoms, h, 2 * h), (atoms, 2 * h, h), (atoms, h, h), (len(batch), 9, h)]

@@ -35,7 +35,11 @@ def crystals(count: int = COUNT, sigma: float = 0.1, strain: float = 0.03) -> Cr
     for i in range(count):
         (rows,) = (known["num_atoms"] == round(1 + 19 * i / max(count - 1, 1))).nonzero(as_tuple=True)
         chosen.append(rows[torch.randint(len(rows), (1,), generator=generator)])
-    batch = known.select(torch.cat(chosen)).to(torch.float64)
+    return disturbed(known.select(torch.cat(chosen)).to(torch.float64), sigma, strain, generator)
+
+
+def disturbed(batch: CrystalBatch, sigma: float, strain: float, generator: torch.Generator) -> CrystalBatch:
+    """Atoms displaced by sigma Å and cells strained, in every direction; float64."""
     frac, lattice = batch["frac_coords"], batch["lattice"]
     kick = sigma * torch.randn(frac.shape, generator=generator, dtype=torch.float64)
     e = strain * torch.randn(lattice.shape, generator=generator, dtype=torch.float64)

@@ -135,7 +135,7 @@ class SunProtocol(Choices):
     samples: int = 1000
     potential: str = "chgnet"
     hull: str = "mp20"
-    references: str = "mp2020"
+    references: str = "chgnet"
     fmax: float = 0.1
     steps: int = 500
     relaxed: Literal["all", "valid", "unique-novel"] = "all"

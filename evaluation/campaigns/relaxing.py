@@ -100,7 +100,7 @@ class AgainstHull:
     """
 
     hull: str = "mp20"
-    references: str = "mp2020"
+    references: str = "chgnet"
 
     def __call__(self) -> Callable[[CrystalBatch, ArrayLike], HullDistances]:
         from evaluation.stability.phase_tables import load_hull

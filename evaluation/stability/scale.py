@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
     from chem.crystals import CrystalBatch
 
-CORRECTED = {"mp2020": "MP2020"}  # the correction that energies on these scales hold; all others are raw energies
-# mean absolute difference of formation energies from those of MP-20, in eV/atom, on crystals drawn from its val split
-MEASURED = {("chgnet 0.3.0", "mp2020"): (0.023, 955)}
+# the correction that energies on these scales hold; all others are raw energies
+CORRECTED = {"mp2020": "MP2020", "chgnet": "MP2020"}
 NEEDED = ("name", "version", "correction", "elements", "cutoff")
 
 
@@ -81,12 +80,8 @@ class Scale:
     @property
     def error_bar(self) -> str:
         """What is known of the error of a distance to the hull."""
-        name, residual, known = self.references.name, self.references.residual, "error not known"
-        if residual is not None:
-            known = f"residual {1000 * residual:.0f} meV/atom"
-        elif (label(self.potential), name) in MEASURED:
-            error, crystals = MEASURED[label(self.potential), name]
-            known = f"off by {1000 * error:.0f} meV/atom on {crystals} crystals of mp20 val"
+        name, residual = self.references.name, self.references.residual
+        known = "error not known" if residual is None else f"residual {1000 * residual:.0f} meV/atom"
         return f"{label(self.potential)}, {self.hull.metric}, references {name}: {known}"
 
     @property
@@ -116,7 +111,7 @@ def find_scale(
     settings = RelaxationSettings(fmax=protocol.fmax, steps=protocol.steps)
     found, relaxer, name = _potential(protocol.potential if potential is None else potential, settings)
     table = load_hull(protocol.hull if hull is None else hull)
-    references = table.references or load_references(protocol.references)
+    references = table.references or load_references(_references(protocol, name))
     needed = CORRECTED.get(references.name, "none")
     if table.references is None and found.correction != needed:
         have = f"potential = '{name}' has energies with correction '{found.correction}'"
@@ -127,6 +122,12 @@ def find_scale(
         called = f"{Path(called).stem} {table.hash}"
     scale = Scale(found, references, table, relaxer, settings)
     return replace(protocol, potential=name, hull=called, references=references.name), scale
+
+
+def _references(protocol: SunProtocol, potential: str) -> str:
+    """The protocol's scale; energies that were fitted to another potential's are not of this one's elements."""
+    own = protocol.references == protocol.potential != potential
+    return "mp2020" if own else protocol.references
 
 
 def _potential(potential: Any, settings: RelaxationSettings) -> tuple[Potential, Chgnet | Relaxer, str]:

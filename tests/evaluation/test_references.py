@@ -75,6 +75,6 @@ def test_tabulated_references():
     assert len(found.energies) == 89 and found.residual is None and found.hubbard == {}
     oxygen = found.formation_energies(["O2", "Xe2"], [2 * found.energies["O"], 0.1])
     assert oxygen[0] == pytest.approx(0) and oxygen[1] == pytest.approx(0.05 - found.energies["Xe"])
-    with pytest.raises(ValueError, match="^references = 'dft', allowed: mp2020, mace, orb, uma, ensemble$"):
+    with pytest.raises(ValueError, match="^references = 'dft', allowed: mp2020, chgnet, mace, orb, uma, ensemble$"):
         load_references("dft")
     assert np.isnan(ElementalReferences("none", {}).formation_energies(["Li"], [0.0])).all()
