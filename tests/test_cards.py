@@ -255,3 +255,22 @@ def test_formulas_of_mp20_seen_in_train(data_root):
     """Measured by the sheet on all of validation: 20.8 %."""
     found = Counter(labels("mp20", 8903)["formula"])
     assert found["seen in train"] / found.total() == pytest.approx(0.208, abs=5e-4)
+
+
+def test_rows_of_every_metric(tmp_path, monkeypatch):
+    """A page and a short table of models in columns; what a row lacks stays empty."""
+    from benchmarks import rows
+    from evaluation.evaluate import evaluate
+
+    def judged(n: int) -> dict:
+        return {"report": evaluate(f"prototypes:val:{n}", "prototypes:train", "cdvae-2022").as_dict()}
+
+    table = {"real": judged(4), "ours": judged(2)}
+    del table["ours"]["report"]["numbers"]["compositional_validity"]
+    text = rows.page(table, "python -m benchmarks.rows")
+    line = next(line for line in text.splitlines() if line.startswith("| structural validity |"))
+    assert line.split("|")[2:4] == [" 100.0 (51.0 to 100.0) ", " 100.0 (34.2 to 100.0) "]
+    assert line.endswith("all 4 structures; cdvae |")
+    brief = {line.split("|")[1].strip(): line for line in rows.short(table).splitlines()}
+    assert brief["valid structure"].count("100.0") == 4 and brief["valid composition"].endswith("|  |")
+    assert set(brief) >= set(rows.SHORT.values())

@@ -1,0 +1,168 @@
+"""Every crystal checkpoint through every metric, beside real crystals: docs/metrics.md and a table of the README.
+
+    python -m benchmarks.rows --n 1000 --steps 100 --bf16        # hours: thousands of relaxations
+
+Protocol `strict`, against the train split. The reference row judges real validation crystals as if they were samples.
+Models of structure prediction answer for the compositions of the same crystals, so that their novelty means little.
+Samples are those of `benchmarks.cards`, where these are at hand; samples, relaxations and finished rows are kept under
+--out, what is there is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import atomsmith
+from benchmarks.cards import parse
+from benchmarks.drawing import ab_initio, draw, predictions
+from benchmarks.judging import Results, Row, split
+from benchmarks.measured import interval, markdown
+from benchmarks.sections import RESULTS, sampler_of, task_of
+from checkpoints import LoadedModel
+from chem.output import write_atomically
+from evaluation.evaluate import evaluate
+from evaluation.protocols import protocol
+from evaluation.stability.scale import find_scale
+
+PROTOCOL = "strict"
+DOCS, README = Path("docs/metrics.md"), Path("README.md")
+BEGIN, END = "<!-- benchmarks.rows -->", "<!-- end of benchmarks.rows -->"
+SHORT = {
+    "structural_validity": "valid structure",
+    "compositional_validity": "valid composition",
+    "unique": "unique",
+    "novel": "novel",
+    "stable@0.1": "stable, 0.1 eV/atom",
+    "sun@0": "S.U.N.",
+    "msun@0.1": "M.S.U.N., 0.1 eV/atom",
+    "e_above_hull": "mean eV/atom above the hull",
+    "rmsd_to_relaxed": "RMSD to relaxed, Å",
+    "p1@0.1": "P1",
+    "coverage_recall": "coverage, recall",
+    "coverage_precision": "coverage, precision",
+}
+
+
+class Rows:
+    """One run of the command: its options, and the rows that are there already."""
+
+    def __init__(self, options: argparse.Namespace, data: str = "mp20"):
+        self.options, self.data = options, data
+        self.results = Results(options.out / RESULTS)
+        rules, scale = find_scale(protocol(PROTOCOL))  # type: ignore[arg-type]
+        self.key = {
+            "reference": f"{data}:train",
+            "data_sha256": split(data, "train").sha256,
+            "n": options.n,
+            "seed": options.seed,
+            "protocol_hash": rules.hash,
+            "scale": dict(scale.versions),
+        }
+
+    def real(self) -> Row:
+        """The row of validation crystals."""
+        name = f"{self.data}:val:{self.options.n}"
+        return self.results.part({"what": name, **self.key}, partial(self._judge, name, "real"))
+
+    def of(self, loaded: LoadedModel) -> Row | None:
+        """The row of a model; None where it makes no crystals."""
+        o, task = self.options, task_of(loaded)
+        if task is None:
+            return None
+        sampler = sampler_of(loaded, o)
+        plan, label, what = ab_initio(loaded, o.seed), "ab-initio", "ab initio"
+        if task == "csp":
+            plan, label = predictions(split(self.data, "val"), 1), f"csp-{self.data}-k1"
+            what = f"1 for each of {self.data}:val"
+        place = Path("runs/cards") / loaded.sha256[:12] / f"{label}-{sampler.label}"
+
+        def compute() -> Row:
+            made = draw(loaded, plan, o.n, sampler, place, what, o.batch_size).structures
+            return self._judge([one.copy() for one in made], loaded.sha256[:12])
+
+        return self.results.part({"what": loaded.sha256, **self.key, **vars(sampler)}, compute)
+
+    def _judge(self, what: Any, name: str) -> Row:
+        out = self.options.out / f"{name}-{self.key['n']}"
+        report = evaluate(
+            what, f"{self.data}:train", PROTOCOL, out, self.options.seed, processes=self.options.processes
+        )
+        return {"report": report.as_dict()}
+
+
+def page(rows: Mapping[str, Row], command: str) -> str:
+    """All numbers, a row each."""
+    first = next(iter(rows.values()))["report"]
+    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    names = list(dict.fromkeys(name for row in rows.values() for name in row["report"]["numbers"]))
+    table = [
+        [name.replace("_", " "), *[_cell(row, name) for row in rows.values()], _notes(rows, name)] for name in names
+    ]
+    failures = [
+        f"- {what}: " + ("; ".join(f"{n} x {why}" for why, n in row["report"]["failures"].items()) or "none")
+        for what, row in rows.items()
+    ]
+    told = f"Command: `{command}`. Protocol {first['protocol']['name']} ({first['protocol']['hash']}), reference"
+    parts = [
+        "# Every metric",
+        f"{told} {first['reference']}; {versions}. Rates are per cent, with their intervals.",
+        markdown(["", *rows, "of"], table),
+        "What could not be judged, and stays in the denominators:",
+        "\n".join(failures),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def short(rows: Mapping[str, Row]) -> str:
+    """The table of the README."""
+    return markdown(
+        ["", *rows], [[title, *[_cell(row, name) for row in rows.values()]] for name, title in SHORT.items()]
+    )
+
+
+def _cell(row: Row, name: str) -> str:
+    n = row["report"]["numbers"].get(name)
+    if n is None:
+        return ""
+    return interval(n["value"], n["low"], n["high"], 1 if n["hits"] is None else 100)
+
+
+def _notes(rows: Mapping[str, Row], name: str) -> str:
+    found = next(row["report"]["numbers"][name] for row in rows.values() if name in row["report"]["numbers"])
+    return "; ".join(filter(None, (re.sub(r"\d+ of (\d+)", r"some of \1", found["denominator"]), found["note"])))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Judge, and write the page and the README's table (or print them with --show)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parse(given)
+    if options.out == Path("runs/cards"):
+        options.out = Path("runs/rows")
+    try:
+        judge = Rows(options)
+        rows = {f"real, {judge.data} val": judge.real()}
+        for name in options.names or atomsmith.models():
+            row = judge.of(atomsmith.load(name))
+            if row is not None:
+                rows[name] = row
+        text, table = page(rows, " ".join(["python -m benchmarks.rows", *given])), short(rows)
+        if options.show:
+            print(text, table, sep="\n")
+        else:
+            write_atomically(DOCS, text)
+            before, _, rest = README.read_text().partition(BEGIN)
+            write_atomically(README, f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}")
+    except (ValueError, OSError, RuntimeError, KeyboardInterrupt) as error:
+        print(f"benchmarks.rows: {error or type(error).__name__}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
