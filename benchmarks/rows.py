@@ -1,9 +1,10 @@
 """Every crystal checkpoint through every metric, beside real crystals: docs/metrics.md and a table of the README.
 
-    python -m benchmarks.rows --n 1000 --steps 100 --bf16        # hours: thousands of relaxations
+    python -m benchmarks.rows --n 1000 --samples 500 --steps 100 --bf16        # hours: thousands of relaxations
 
-Protocol `strict`, against the train split. The reference row judges real validation crystals as if they were samples.
-Models of structure prediction answer for the compositions of the same crystals, so that their novelty means little.
+Protocol `strict`, against the train split. One row judges --n real validation crystals as if they were samples,
+the others --samples samples. Models of structure prediction answer for the compositions of the same crystals, so that
+their novelty means little.
 Samples are those of `benchmarks.cards`, where these are at hand; samples, relaxations and finished rows are kept under
 --out, what is there is not done again.
 """
@@ -59,7 +60,6 @@ class Rows:
         self.key = {
             "reference": f"{data}:train",
             "data_sha256": split(data, "train").sha256,
-            "n": options.n,
             "seed": options.seed,
             "protocol_hash": rules.hash,
             "scale": dict(scale.versions),
@@ -68,7 +68,7 @@ class Rows:
     def real(self) -> Row:
         """The row of validation crystals."""
         name = f"{self.data}:val:{self.options.n}"
-        return self.results.part({"what": name, **self.key}, partial(self._judge, name, "real"))
+        return self.results.part({"what": name, **self.key}, partial(self._judge, name, "real", self.options.n))
 
     def of(self, loaded: LoadedModel) -> Row | None:
         """The row of a model; None where it makes no crystals."""
@@ -83,13 +83,13 @@ class Rows:
         place = Path("runs/cards") / loaded.sha256[:12] / f"{label}-{sampler.label}"
 
         def compute() -> Row:
-            made = draw(loaded, plan, o.n, sampler, place, what, o.batch_size).structures
-            return self._judge([one.copy() for one in made], loaded.sha256[:12])
+            made = draw(loaded, plan, o.samples, sampler, place, what, o.batch_size).structures
+            return self._judge(made, loaded.sha256[:12], o.samples)
 
-        return self.results.part({"what": loaded.sha256, **self.key, **vars(sampler)}, compute)
+        return self.results.part({"what": loaded.sha256, **self.key, "n": o.samples, **vars(sampler)}, compute)
 
-    def _judge(self, what: Any, name: str) -> Row:
-        out = self.options.out / f"{name}-{self.key['n']}"
+    def _judge(self, what: Any, name: str, n: int) -> Row:
+        out = self.options.out / f"{name}-{n}"
         report = evaluate(
             what, f"{self.data}:train", PROTOCOL, out, self.options.seed, processes=self.options.processes
         )
