@@ -261,6 +261,8 @@ def evaluate(
     regressor: str | Path | LoadedModel | None = None,
     potential: str | Potential | None = None,
     hull: str | Path | None = None,
+    engine: Literal["processes", "ray"] = "processes",
+    part: str | None = None,
 ) -> Report:
     """Judge structures, ours or anyone's, by a protocol; with `out`, write report.json, structures.csv, report.html.
 
@@ -274,15 +276,17 @@ def evaluate(
     protocol "edm-conditional", molecules that were asked for its property. potential: what relaxes and weighs crystals
     where stability is asked for, "chgnet" (the extra `stability`) or an object of evaluation.relaxation.potentials, as
     a calculator of ASE; hull: "mp20", or a table of phases as json, csv or parquet. With `out` a relaxation that was
-    stopped goes on, and relaxed.extxyz holds what came of it. `report["name"]` is a number with its denominator and
-    interval; `report.show()` prints the table.
+    stopped goes on, and relaxed.extxyz holds what came of it; engine "ray" relaxes on a Ray cluster, and part "k/n"
+    the share of one of n jobs in a common `out`, of which the last to end writes the report. `report["name"]` is a
+    number with its denominator and interval; `report.show()` prints the table.
 
-    Raises ValueError in one line for what cannot be judged at all; single bad structures are counted with a reason.
+    Raises ValueError in one line for what cannot be judged at all, and evaluation.runs.pipeline.Unfinished where other
+    parts have still to be computed; single bad structures are counted with a reason.
     """
     from evaluation.evaluate import evaluate as judge
 
     by = None if regressor is None else _regressor(regressor)
-    stability: dict[str, Any] = {"potential": potential, "hull": hull}
+    stability: dict[str, Any] = {"potential": potential, "hull": hull, "engine": engine, "part": part}
     options: dict[str, Any] = {"k": k, "processes": processes, "root": root, "judge": by}
     return judge(structures_or_files, reference, protocol, out, seed, **options, **stability)
 
@@ -403,14 +407,15 @@ def campaign(
 
 def _relaxing(relax: Any, hull: str | Path, device: str) -> Relaxing | None:
     """What `campaign` relaxes with."""
-    from evaluation.campaigns.relaxing import AgainstHull, Chgnet, Relaxing
+    from evaluation.campaigns.relaxing import Relaxing, chgnet_against
 
     if relax is None or isinstance(relax, Relaxing):
+        if str(hull) != "mp20":
+            raise ValueError(f"hull = '{hull}' is for relax = 'chgnet'; allowed without: mp20")
         return relax
     if relax != "chgnet":
         raise ValueError(f"relax = '{relax}', allowed: chgnet, or an evaluation.campaigns.relaxing.Relaxing")
-    place = "cpu" if device == "auto" else device
-    return Relaxing(Chgnet(device=place), f"chgnet 0.3.0, {hull}", AgainstHull(str(hull)))
+    return chgnet_against(hull, "cpu" if device == "auto" else device)
 
 
 def prepare(
@@ -489,7 +494,9 @@ def _sample(
 
 @app.command("train", help="Train a model on a data set.")
 def _train(
-    model: Annotated[str, typer.Argument(help="diffcsp-, flowmm- or crysbfn-csp or -ab-initio, geobfn, regressor")],
+    model: Annotated[
+        str, typer.Argument(help="diffcsp-, flowmm- or crysbfn-csp or -ab-initio, geobfn(-categorical), regressor")
+    ],
     data: Annotated[str, typer.Argument(help="mp20, perov5, carbon24, mpts52, prototypes, qm9, or a prepared folder")],
     out: Annotated[Path, option(help="run folder")],
     preset: Annotated[str, option(help="small or paper")] = "small",
@@ -543,10 +550,18 @@ def _evaluate(
     regressor: Annotated[str | None, option(help="with edm-conditional: a trained regressor")] = None,
     potential: Annotated[str | None, option(help="for stability: chgnet")] = None,
     hull: Annotated[str | None, option(help="for stability: mp20, or a table of phases")] = None,
+    engine: Annotated[str, option(help="of the relaxation: processes or ray")] = "processes",
+    part: Annotated[str | None, option(help="k/n: the k-th of n jobs that share the folder, from 0")] = None,
 ) -> None:
+    from evaluation.runs.pipeline import Unfinished
+
     given = files if len(files) > 1 else files[0]
     options: dict[str, Any] = {"k": k, "processes": processes, "root": root, "regressor": regressor}
-    evaluate(given, reference, protocol, out, seed, **options, potential=potential, hull=hull).show()
+    options |= {"potential": potential, "hull": hull, "engine": engine, "part": part}
+    try:
+        evaluate(given, reference, protocol, out, seed, **options).show()
+    except Unfinished as stage:
+        typer.echo(stage)
 
 
 @app.command("rank", help="Rank candidates for one formula, best first.")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from chem.output import noting
+from evaluation.campaigns.campaign import on_engine
 from evaluation.compositions.smact import table_source
 from evaluation.inputs import Items, from_batch, gather, load_reference, names_data_set, pair
 from evaluation.molecules.asked import Judge
@@ -17,6 +18,7 @@ from evaluation.progress import showing
 from evaluation.protocols import Choices, ConditionalProtocol, MoleculeProtocol, Protocol, SunProtocol
 from evaluation.protocols import protocol as find_protocol
 from evaluation.report import Report, prepare_folder
+from evaluation.runs.pipeline import mine
 from evaluation.runs.stages import in_chunks
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ def evaluate(
     judge: Judge | None = None,
     potential: str | Potential | None = None,
     hull: str | Path | None = None,
+    engine: Literal["processes", "ray"] = "processes",
+    part: str | None = None,
 ) -> Report:
     """Judge structures by a protocol; with `out`, also write report.json, structures.csv and report.html into a folder.
 
@@ -58,28 +62,44 @@ def evaluate(
     root: directory of the data sets, else ATOMSMITH_DATA. judge: what predicts the property that molecules were asked
     for, with the protocol edm-conditional. potential, hull: in place of those of a protocol for stability, see
     evaluation.stability.scale; there the split of a reference is train by default, and with `out` a relaxation that was
-    stopped goes on, and relaxed.extxyz holds what came of it.
+    stopped goes on, and relaxed.extxyz holds what came of it. engine: "ray" relaxes on a Ray cluster. part:
+    "k/n" relaxes the share of one of n jobs, all of which have the folder `out`; the last to end writes the report.
 
-    Raises ValueError, in one line, for what cannot be judged at all; single bad structures are counted with a reason.
+    Raises ValueError, in one line, for what cannot be judged at all, and Unfinished where other parts have still to be
+    computed; single bad structures are counted with a reason.
     """
     chosen = find_protocol(protocol)
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed = {seed!r}, allowed: a whole number from 0")
+    _check_shared(chosen, engine, part, out)
     if out is not None:
         prepare_folder(out)
     stability = {"potential": potential, "hull": hull}
     goes_on = isinstance(chosen, SunProtocol) and out is not None
-    with showing(), noting(f"no report was written; the same call {'goes on' if goes_on else 'begins again'}"):
+    note = f"no report was written; the same call {'goes on' if goes_on else 'begins again'}"
+    with showing(), noting(note), on_engine(engine, processes) as options:
+        shared = {name: value for name, value in {**options, "part": part}.items() if name != "workers"}
         if isinstance(chosen, ConditionalProtocol) or judge is not None:
             judged = _conditional(structures_or_files, reference, chosen, seed, root, judge)
         else:
             if out is not None and isinstance(chosen, (Protocol, SunProtocol)):
                 structures_or_files = in_chunks(structures_or_files, out, processes)
-            judged = _judge(structures_or_files, reference, chosen, seed, k, processes, root, out, **stability)
+            judged = _judge(structures_or_files, reference, chosen, seed, k, processes, root, out, shared, **stability)
         if out is not None:
             judged.report.write(out)
             _write_page(judged, out)
     return judged.report
+
+
+def _check_shared(protocol: Choices, engine: str, part: str | None, out: str | Path | None) -> None:
+    """Raises ValueError where there is nothing that a cluster or the parts of a job array could share."""
+    mine(range(1), part)
+    for name, value, default in (("engine", engine, "processes"), ("part", part, None)):
+        asked = f"{name} = '{value}'"
+        if value != default and not isinstance(protocol, SunProtocol):
+            raise ValueError(f"{asked} is for stability; allowed with the protocol {protocol.name}: {default}")
+        if value != default and out is None:
+            raise ValueError(f"{asked} with out = None, allowed: with a folder that all workers share")
 
 
 def _write_page(judged: Judged, out: str | Path) -> None:
@@ -101,6 +121,7 @@ def _judge(
     processes: int | None,
     root: Any,
     out: str | Path | None,
+    shared: Mapping[str, Any],
     **stability: Any,
 ) -> Judged:
     for name, value in stability.items():
@@ -110,7 +131,7 @@ def _judge(
     if k is not None and protocol.task != "csp":
         raise ValueError(f"k = {k} is for structure prediction; allowed with the protocol {protocol.name}: None")
     if isinstance(protocol, SunProtocol):
-        return _sun(source, reference, protocol, seed, processes, root, out, **stability)
+        return _sun(source, reference, protocol, seed, processes, root, out, shared, **stability)
     if isinstance(protocol, MoleculeProtocol):
         return _molecules(source, reference, protocol, seed, processes, root)
     if not isinstance(protocol, Protocol):
@@ -177,6 +198,7 @@ def _sun(
     processes: int | None,
     root: Any,
     out: str | Path | None,
+    shared: Mapping[str, Any],
     potential: str | Potential | None,
     hull: str | Path | None,
 ) -> Judged:
@@ -187,7 +209,7 @@ def _sun(
     protocol, scale = find_scale(protocol, potential, hull)
     against = load_reference(reference, root, split="train")
     items = _given(source, root)
-    numbers, rows, failures = score(items, against, protocol, scale, processes, seed, out)
+    numbers, rows, failures = score(items, against, protocol, scale, processes, seed, out, **shared)
     told, label = {**versions(protocol), **scale.versions}, protocol.label(scale.hull.metric, against.name)
     return Judged(Report(protocol, numbers, rows, against.name, seed, told, failures, label), items, against)
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FAILED = "the relaxation failed"
+FINE = 0.01  # Å, for symmetry: one tolerance alone says little of crystals that are not quite symmetric
 DOUBTFUL = 0.1  # eV/atom below the hull: new crystals are hardly ever this far below a hull that knows their system
 
 
@@ -39,12 +40,13 @@ def score(
     processes: int | None,
     seed: int,
     out: str | Path | None = None,
+    **shared: Any,
 ) -> tuple[list[Number], list[dict[str, Any]], Counter[str]]:
     """Numbers, one row per structure, and the reasons why structures could not be judged.
 
-    out: folder for the chunks of the relaxation, and for relaxed.extxyz.
+    out: folder for the chunks of the relaxation, and for relaxed.extxyz. shared: mapper and part of runs.pipeline.run.
     """
-    found = judge(items, reference, protocol, scale, processes, out)
+    found = judge(items, reference, protocol, scale, processes, out, **shared)
     told, rows, failures = distributions.score(items, reference if protocol.distributions else None, protocol, seed)
     rows = with_findings(rows, found, protocol, items, reference)
     numbers = [*_new_and_stable(found, protocol, scale), *_relaxation(found, protocol, scale, seed), *told]
@@ -73,6 +75,9 @@ def _new_and_stable(found: Findings, protocol: SunProtocol, scale: Scale) -> lis
     if protocol.self_consistent:
         own = found.stable(protocol, above=found.own)
         numbers.append(add("sun_self_consistent", own & new, f"as sun, {metric} with the samples in it"))
+    if found.ordered is not None:
+        hits = found.stable(protocol) & found.ordered.new
+        numbers.append(add("sun_ordered", hits, "as sun, all elements told apart"))
     if protocol.relaxed != "unique-novel":
         few = f", crystals of at least {protocol.least_elements} elements" if protocol.least_elements > 1 else ""
         only = f", of those valid by {protocol.structure}" if protocol.relaxed == "valid" else ""
@@ -84,6 +89,10 @@ def _new_and_stable(found: Findings, protocol: SunProtocol, scale: Scale) -> lis
     numbers.append(add("unique", compared.unique, f"{how}, {protocol.grouping}"))
     numbers.append(add("novel", compared.novel, how))
     numbers.append(add("unique_and_novel", new, how))
+    if found.ordered is not None:
+        told = "as above, all elements told apart"
+        numbers.append(add("unique_ordered", found.ordered.unique, told))
+        numbers.append(add("novel_ordered", found.ordered.novel, told))
     return numbers
 
 
@@ -129,8 +138,9 @@ def _beside(items: Items, reference: Items, protocol: SunProtocol, seed: int) ->
     if protocol.diversity:
         numbers += variety(ours, protocol, seed, protocol.symprec)
     if protocol.symmetry:
-        groups = [side.symmetry(protocol.symprec) for side in (ours, theirs)]
-        numbers += symmetry_health(groups[0], protocol, groups[1], len(items))
+        for symprec in (protocol.symprec, FINE):
+            groups = [side.symmetry(symprec) for side in (ours, theirs)]
+            numbers += symmetry_health(groups[0], protocol, groups[1], len(items))
     if protocol.supply_risk:
         from evaluation.compositions.supply_risk import supply_risk
 

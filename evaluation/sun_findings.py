@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,7 @@ class Relaxed:
 class Findings:
     """Of the B crystals that could be read, of n that were given.
 
+    ordered: the comparison with all elements told apart, where that of the protocol is disordered-aware, else None.
     unknown (B): why one cannot be judged whatever its structure. elements (B,): how many. above, initial, own (B,):
     eV/atom above the hull when relaxed, as made, and above the hull of table and samples, which is the hull itself
     unless the protocol is self-consistent; NaN where there is none.
@@ -83,6 +84,7 @@ class Findings:
     n: int
     relaxed: Relaxed
     compared: Compared
+    ordered: Compared | None
     unknown: list[str]
     elements: NDArray[np.int64]
     above: NDArray[np.float64]
@@ -105,9 +107,18 @@ class Findings:
 
 
 def judge(
-    items: Items, reference: Items, protocol: SunProtocol, scale: Scale, processes: int | None, out: str | Path | None
+    items: Items,
+    reference: Items,
+    protocol: SunProtocol,
+    scale: Scale,
+    processes: int | None,
+    out: str | Path | None,
+    **shared: Any,
 ) -> Findings:
-    """Compare, relax and weigh; with `out` the relaxation is a run that goes on where it was stopped."""
+    """Compare, relax and weigh; with `out` the relaxation is a run that goes on where it was stopped.
+
+    shared: mapper and part of runs.pipeline.run, for the relaxation.
+    """
     batch = items.batch
     unknown, compared = _unknown(batch, scale), None
     if protocol.compared == "made":
@@ -118,9 +129,14 @@ def judge(
         chosen &= structural_validity(batch, protocol.structure).valid
     elif protocol.relaxed == "unique-novel" and compared is not None:
         chosen &= compared.new
-    relaxed = _relax(batch, chosen, scale, processes, out)
+    relaxed = _relax(batch, chosen, scale, out, workers=processes, **shared)
     if compared is None:
-        compared = _compare(relaxed.batch, relaxed.sound, reference, protocol, processes)
+        usable = relaxed.sound
+        compared = _compare(relaxed.batch, usable, reference, protocol, processes)
+    ordered = None
+    if protocol.disordered:
+        subject = batch if protocol.compared == "made" else relaxed.batch
+        ordered = _compare(subject, usable, reference, replace(protocol, disordered=False), processes)
     rows, sound = relaxed.sound.nonzero()[0].tolist(), relaxed.sound
     weighed, start, own = _weigh(relaxed.batch[rows], relaxed.energies[rows], relaxed.initial[rows], protocol, scale)
     match = RelaxedMatch(np.full(len(rows), np.nan), np.zeros(len(rows), dtype=bool), [""] * len(rows))
@@ -130,6 +146,7 @@ def judge(
         n=len(items),
         relaxed=relaxed,
         compared=compared,
+        ordered=ordered,
         unknown=unknown,
         elements=np.array([len(counts) for counts in batch_counts(batch)], dtype=np.int64),
         above=_filled(sound, weighed.e_above_hull, np.nan),
@@ -169,7 +186,7 @@ def _compare(
 
 
 def _relax(
-    batch: CrystalBatch, tried: NDArray[np.bool_], scale: Scale, processes: int | None, out: str | Path | None
+    batch: CrystalBatch, tried: NDArray[np.bool_], scale: Scale, out: str | Path | None, **options: Any
 ) -> Relaxed:
     """The crystals that are tried (B,), relaxed."""
     import torch
@@ -178,7 +195,7 @@ def _relax(
 
     fields = {name: batch[name] for name in ("atomic_numbers", "frac_coords", "lattice")}
     made = CrystalBatch(batch["num_atoms"], **fields).to(torch.float64)
-    done = relax_samples(made[tried.nonzero()[0].tolist()], scale.relaxer, scale.request, out, processes)
+    done = relax_samples(made[tried.nonzero()[0].tolist()], scale.relaxer, scale.request, out, **options)
     fine = ~done.failed.numpy()
     sound = _filled(tried, fine, False)
     here, relaxed = torch.from_numpy(sound), done.batch[fine.nonzero()[0].tolist()]

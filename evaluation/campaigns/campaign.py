@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 
 from chem.output import usable_folder
-from evaluation.campaigns.duplicates import LARGEST, Compare, blocks, collect, keep
+from evaluation.campaigns.duplicates import LARGEST, Compare, blocks, collect, keep, load_duckdb
 from evaluation.campaigns.relaxing import Relaxing, RelaxStep
 from evaluation.campaigns.screening import Draw, Filters, SampleStep
 from evaluation.campaigns.shortlist import export, ranking
 from evaluation.runs.chunks import ChunkFolder, open_chunks
-from evaluation.runs.pipeline import Step, run
+from evaluation.runs.pipeline import Step, Unfinished, run
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Outcome:
             said += [f"{count} rows of {stage} without result: {reason}" for reason, count in reasons.items()]
         if self.largest_block >= LARGEST:
             said.append(f"blocks of equal keys were cut at {LARGEST} crystals, so that some duplicates may be left")
-        return said + ([f"{self.unfinished}: other parts are still to be computed"] if self.unfinished else [])
+        return said + ([str(Unfinished(self.unfinished))] if self.unfinished else [])
 
 
 @contextmanager
@@ -85,10 +85,6 @@ def on_engine(engine: str, workers: int | None) -> Iterator[dict[str, Any]]:
             yield {"workers": workers, "mapper": ray_map}
     else:
         raise ValueError(f"engine = '{engine}', allowed: processes, ray")
-
-
-class _Unfinished(Exception):
-    """A stage of which other parts are still to be computed."""
 
 
 def campaign(
@@ -117,6 +113,7 @@ def campaign(
     """
     if top < 1:
         raise ValueError(f"top = {top}, allowed: at least 1")
+    load_duckdb()  # or its absence would show when hours of samples are drawn
     state = _State(usable_folder(out, "out"), sizes or Sizes(), {"seconds": seconds, "part": part, **options})
     state.path.mkdir(parents=True, exist_ok=True)
     filters = filters or Filters()
@@ -130,8 +127,8 @@ def campaign(
             relaxed = state.chunks("relaxed", RelaxStep(str(last), relax), wanted, rows, state.sizes.relaxed)
             state.note(relaxed, "relaxed")
             last = state.different(relaxed, "relaxed-")
-    except _Unfinished as stage:
-        return state.outcome(str(stage))
+    except Unfinished as stage:
+        return state.outcome(stage.args[0])
     table = ranking(last, state.path / "ranking.parquet")
     state.counts["shortlist"] = export(table, state.path / "shortlist", top)
     return state.outcome(None)
@@ -148,13 +145,13 @@ class _State:
         self.largest = 0
 
     def chunks(self, name: str, step: Step, request: Mapping[str, Any], rows: int, size: int) -> ChunkFolder:
-        """A stage, computed as far as this part of the campaign goes; raises _Unfinished for the others."""
+        """A stage, computed as far as this part of the campaign goes; raises Unfinished for the others."""
         folder = open_chunks(self.path / name, request, rows, size)
         summary = run(folder, step, **self.options)
         if summary.bad:
             self.bad[name] = summary.bad
         if not summary.complete:
-            raise _Unfinished(name)
+            raise Unfinished(name)
         return folder
 
     def note(self, folder: ChunkFolder, name: str) -> None:

@@ -53,7 +53,7 @@ def collect(folder: ChunkFolder, target: Path) -> int:
     """
     import pyarrow.parquet as pq
 
-    duckdb = _duckdb()
+    duckdb = load_duckdb()
     if not target.exists():
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
         with duckdb.connect(config={"temp_directory": str(target.parent)}) as database:
@@ -153,7 +153,8 @@ def _groups(compared: ChunkFolder, ends: NDArray[np.int64]) -> NDArray[np.int64]
     return out
 
 
-def _duckdb() -> Any:
+def load_duckdb() -> Any:
+    """The module duckdb; raises ImportError, naming the extra, without it."""
     try:
         import duckdb
     except ImportError as error:

@@ -1,6 +1,6 @@
 """The second step of a campaign: crystals relaxed, and weighed against a hull.
 
-Anything that relaxes a batch will do; `Chgnet` and `AgainstHull` are what the package has.
+Anything that relaxes a batch will do; `chgnet_against` is what the package has.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
     from chem.crystals import CrystalBatch
     from evaluation.relaxation.relax import Relaxation, RelaxationSettings
-    from evaluation.stability.hull import HullDistances
+    from evaluation.stability.hull import Hull, HullDistances
+    from evaluation.stability.references import ElementalReferences
 
 # Picklable factories, called once in each worker.
 Relax = Callable[[], Callable[["CrystalBatch"], "Relaxation"]]
@@ -103,16 +105,39 @@ class AgainstHull:
     references: str = "chgnet"
 
     def __call__(self) -> Callable[[CrystalBatch, ArrayLike], HullDistances]:
-        from evaluation.stability.phase_tables import load_hull
-        from evaluation.stability.references import load_references
-
-        hull = load_hull(self.hull)
-        references = hull.references or load_references(self.references)  # a table of total energies has its own
+        hull, references = self._found()
 
         def weigh(batch: CrystalBatch, energies: ArrayLike) -> HullDistances:
             return hull.distances(batch, references.formation_energies(batch, energies))
 
         return weigh
+
+    @property
+    def label(self) -> str:
+        """The hull by name and content, and the scale."""
+        hull, references = self._found()
+        return f"{hull.metric} {hull.hash}, references {references.name}"
+
+    def _found(self) -> tuple[Hull, ElementalReferences]:
+        from evaluation.stability.phase_tables import load_hull
+        from evaluation.stability.references import load_references
+
+        hull = load_hull(self.hull)
+        return hull, hull.references or load_references(self.references)  # a table of total energies has its own
+
+
+def chgnet_against(hull: str | Path = "mp20", device: str = "cpu") -> Relaxing:
+    """Relaxation by CHGNet and distances to a hull: both are looked at here, before hours are spent on samples.
+
+    Raises ValueError for a hull that cannot be read, and ImportError, naming the extra, without chgnet.
+    """
+    from evaluation.relaxation.chgnet_potential import CHGNetPotential
+    from evaluation.relaxation.potentials import label
+    from evaluation.stability.phase_tables import PACKAGED
+
+    said = AgainstHull(str(hull)).label  # first, as it is the cheaper of the two
+    weigh = AgainstHull(str(hull) if str(hull) in PACKAGED else str(Path(hull).absolute()))
+    return Relaxing(Chgnet(device=device), f"{label(CHGNetPotential(device=device))}, {said}", weigh)
 
 
 def _known(values: np.ndarray) -> pa.Array:

@@ -25,7 +25,7 @@ from evaluation.descriptors.cache import FIELDS, content_hash
 from evaluation.progress import counting
 from evaluation.relaxation.relax import Relaxation
 from evaluation.runs.chunks import ChunkFolder, open_chunks, to_parquet
-from evaluation.runs.pipeline import Rows, run
+from evaluation.runs.pipeline import Rows, Unfinished, run
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,20 +76,20 @@ def relax_samples(
     relax: Relax,
     request: Mapping[str, Any],
     out: str | Path | None = None,
-    processes: int | None = None,
+    **options: Any,
 ) -> Relaxation:
     """Relax every crystal of a batch through chunks, in the folder `out`, or in one that is gone afterwards.
 
     relax: a picklable factory, see campaigns.relaxing. request: plain data, all that decides the results but the
-    crystals; `label` is what the potential is called. processes: default all cores, 0 for this one, where nothing
-    limits the time. A crystal that ends its process or takes too long has failed.
+    crystals; `label` is what the potential is called. options: workers, mapper and part of runs.pipeline.run. A crystal
+    that ends its process or takes too long has failed. Raises Unfinished where other parts have still to be computed.
     """
     plain = CrystalBatch(batch["num_atoms"], **{name: batch[name] for name in FIELDS if name != "num_atoms"})
     if not len(plain):
         return _nothing(plain, str(request["label"]))
     if out is None:
         with tempfile.TemporaryDirectory() as passing:
-            return relax_samples(batch, relax, request, passing, processes)
+            return relax_samples(batch, relax, request, passing, **options)
     made = content_hash(plain, request)
     folder = open_chunks(Path(out) / f"relaxed-{made[:12]}", {**request, "crystals": made}, len(plain), SIZE)
     if not (folder.path / MADE).exists():
@@ -98,7 +98,8 @@ def relax_samples(
     with counting("relaxing", len(plain)) as tick:
         waiting = sum(len(piece) for chunk in folder.chunks for piece in folder.missing(chunk))
         tick(len(plain) - waiting, 0)
-        run(folder, step, workers=processes, seconds=SECONDS, on_rows=lambda rows: tick(rows, 0))
+        if not run(folder, step, seconds=SECONDS, on_rows=lambda rows: tick(rows, 0), **options).complete:
+            raise Unfinished("relaxing")
         done = _relaxation(folder, plain, str(request["label"]))
         tick(0, int(done.failed.sum()))
     return done

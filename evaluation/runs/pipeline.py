@@ -50,6 +50,13 @@ class Mapper(Protocol):
         ...
 
 
+class Unfinished(Exception):
+    """A stage, which the text names, of which other parts of a job array are still to be computed."""
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}: other parts are still to be computed"
+
+
 @dataclass(frozen=True)
 class Summary:
     """What a folder holds after a run: chunks that are done of all, and the rows of each that have no result."""

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from evaluation.matching import reduction
 from evaluation.matching.pairs import match_pairs
 from evaluation.matching.sameness import DISORDERED, ORDERED
 from evaluation.matching.uniqueness import novelty, uniqueness
-from evaluation.protocols import CDVAE, DIFFCSP
+from evaluation.protocols import CDVAE, DIFFCSP, PROTOCOLS
 from evaluation.relaxation.relax import RelaxationSettings, relax
 from evaluation.runs import stages
 from evaluation.stability.hull import Hull
@@ -337,6 +338,26 @@ def test_bad_crystals_through_a_protocol(protocol, crystals, tmp_path, monkeypat
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "structures.csv").read_text())))
     assert [MANY in row["reason"] for row in rows] == [REASONS[i] == MANY for i in held]
     assert [NEEDLE in row["reason"] for row in rows] == [REASONS[i] == NEEDLE for i in held]
+
+
+@pytest.mark.parametrize("name", ["mattergen-sun", "lemat-2025", "strict"])
+def test_bad_crystals_through_stability(name, crystals, reference, tmp_path):
+    """A table of total energies that knows Na, Cl, H, O and C, and neither noble gases nor heavier elements."""
+    (tmp_path / "hull.csv").write_text("formula,energy_per_atom\n" + "Na,0\nCl,0\nH,0\nO,0\nC,0\n")
+    protocol = replace(PROTOCOLS[name], resamples=5, steps=2)
+    options = {"potential": LennardJones(), "hull": tmp_path / "hull.csv", "processes": 0}
+    report = evaluate(crystals, reference, protocol, tmp_path / "out", **options)
+    unknown = {"noble gas": "Ar", "no electronegativity": "He", "no radius": "Og", "actinide": "Cf"}
+    for case, row in zip(CASES, report.rows, strict=True):
+        missing = f"no reference energy of {unknown[case]} in e_hull[hull]" if case in unknown else ""
+        assert row["not_evaluable"] == missing, case
+        assert bool(CASES[case][3]) <= (not any(row[flag] for flag in ("unique", "novel", "stable", "sun"))), case
+        assert np.isfinite(row["e_above_hull"]) == (case in ("good", "left-handed")), case
+    tried = 2 if protocol.relaxed == "valid" else len(CASES) - len(unknown)
+    assert report["relaxation_failed"].n == tried and report["relaxation_failed"].hits == tried - 2
+    rates = [number for number in report.numbers if number.denominator == f"all {len(CASES)} structures"]
+    assert len(rates) > 12 and {number.n for number in rates} == {len(CASES)}
+    assert (tmp_path / "out" / "report.html").exists()
 
 
 @pytest.mark.parametrize("protocol", ["cdvae-2022", "diffcsp-csp"])

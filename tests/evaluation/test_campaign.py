@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ from chem.io import read
 from evaluation.campaigns import duplicates
 from evaluation.campaigns.campaign import Sizes, campaign
 from evaluation.campaigns.duplicates import blocks, collect, keys
-from evaluation.campaigns.relaxing import Relaxing
+from evaluation.campaigns.relaxing import AgainstHull, Relaxing
 from evaluation.campaigns.screening import Filters
 from evaluation.campaigns.structure_tables import STRUCTURE, read_rows, to_batch, to_table
 from tests.commands import cli
@@ -223,6 +224,8 @@ def test_the_verb_draws_what_sample_draws(tiny_ab_initio, tmp_path, monkeypatch,
         ({"top": 0}, "^top = 0, allowed"),
         ({"formular": "NaCl"}, "^formular is no argument of a campaign"),
         ({"relax": "mace"}, "^relax = 'mace', allowed: chgnet"),
+        ({"relax": "chgnet", "hull": "no.csv"}, "^hull = 'no.csv', allowed: mp20"),
+        ({"hull": "no.csv"}, "^hull = 'no.csv' is for relax = 'chgnet'"),
         ({"engine": "dask"}, "^engine = 'dask', allowed: processes, ray"),
         ({"part": "2/2"}, "^part = '2/2', allowed"),
         ({"formula": "NaCl"}, "formula"),
@@ -232,3 +235,23 @@ def test_what_cannot_be_run_is_refused(tiny_ab_initio, tmp_path, options, messag
     arguments = {"n": 4, "workers": 0, "steps": 2, **options}
     with pytest.raises(ValueError, match=message):
         atomsmith.campaign(tiny_ab_initio, out=tmp_path / "o", **arguments)
+    assert not list(tmp_path.rglob("chunk-*"))  # before anything is drawn
+
+
+@pytest.mark.parametrize(("module", "extra"), [("duckdb", "campaign"), ("chgnet.model", "stability")])
+def test_a_missing_extra_is_named_before_anything_is_drawn(tiny_ab_initio, tmp_path, monkeypatch, module, extra):
+    table = tmp_path / "phases.csv"
+    table.write_text("formula,energy\nNa,-1.3\nCl,-1.8\n")
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=f"the extra '{extra}'"):
+        atomsmith.campaign(tiny_ab_initio, 4, tmp_path / "o", steps=2, workers=0, relax="chgnet", hull=table)
+    assert not list(tmp_path.rglob("chunk-*"))
+
+
+def test_another_table_under_the_same_name_is_another_hull(tmp_path):
+    table = tmp_path / "phases.csv"
+    table.write_text("formula,energy\nNa,-1.3\nCl,-1.8\n")
+    before = AgainstHull(str(table)).label
+    table.write_text("formula,energy\nNa,-1.3\nCl,-1.8\nNaCl,-7\n")
+    after = AgainstHull(str(table)).label
+    assert before.split()[0] == after.split()[0] == "e_hull[phases]" and before != after

@@ -59,6 +59,26 @@ def stretched(batch, factor: float):
     return batch.replace(lattice=batch["lattice"] @ torch.diag(torch.tensor([1.0, 1.0, factor])).double())
 
 
+def test_what_the_loose_tolerances_accept():
+    """Of SrTiO3: rms shows no volume and no stretch by 1.3, one crystal of random coordinates in five matches."""
+    sites = np.array([[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
+    titanate = batch_from_arrays([np.array([38, 22, 8, 8, 8])], [sites], [3.905 * np.eye(3)])
+
+    def matches(made):
+        return match_pairs(made, titanate, [(i, 0) for i in range(len(made))], CSP, processes=0)
+
+    larger = titanate.replace(lattice=titanate["lattice"] * 1.28 ** (1 / 3))
+    for made in (larger, stretched(titanate, 1.3)):
+        assert matches(made)[0].rms == pytest.approx(0, abs=1e-6)
+    assert matches(stretched(titanate, 1.5))[0].rms is None
+    many, generator = titanate[[0] * 300], torch.Generator().manual_seed(0)
+    random = matches(many.replace(frac_coords=torch.rand(1500, 3, generator=generator).double()))
+    assert 0.14 < np.mean([one.rms is not None for one in random]) < 0.26
+    assert all(one.strict_rms is None for one in random)
+    moved = matches(noisy(many, 0.5 / 3.905, strained=0.0))
+    assert np.mean([one.rms is not None for one in moved]) > 0.8
+
+
 def test_other_tolerances_are_tried_alone_where_the_first_do_not_contain_them(crystals):
     wide = replace(CSP, strict=replace(LOOSE, ltol=1.5, angle_tol=40.0))
     found = match_pairs(stretched(crystals, 2.2), crystals, [(i, i) for i in range(6)], wide, processes=0)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from evaluation.compositions.amounts import amounts
+from evaluation.stability.phase_tables import load_hull
 from evaluation.stability.references import HUBBARD, ElementalReferences, fit_references, load_references
 
 MU = {"Li": -1.9, "O": -4.9, "Fe": -8.3, "P": -5.4}
@@ -78,3 +79,17 @@ def test_tabulated_references():
     with pytest.raises(ValueError, match="^references = 'dft', allowed: mp2020, chgnet, mace, orb, uma, ensemble$"):
         load_references("dft")
     assert np.isnan(ElementalReferences("none", {}).formation_energies(["Li"], [0.0])).all()
+
+
+def test_references_of_chgnet():
+    """Its energies hold the corrections already: no metal needs a second energy of the size of one."""
+    found = load_references("chgnet")
+    assert found.crystals > 30_000 and found.residual is not None and found.residual < 0.03
+    assert len(found.energies) == 89 and max(map(abs, found.hubbard.values())) < 0.25
+
+
+def test_the_packaged_hull_knows_the_oxides_of_iron():
+    """No iron oxide of MP-20 has a DFT energy in the source; without one, FeO would be on the hull."""
+    found = load_hull("mp20").distances(["FeO", "Fe2O3"])
+    assert (found.hull_energy < -1).all()
+    assert any("O" in formula for formula in found.mixtures[0]) and "O2" not in found.mixtures[0]

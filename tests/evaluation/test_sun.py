@@ -24,9 +24,11 @@ from evaluation.relaxation import samples
 from evaluation.relaxation.relax import RelaxationSettings, relax
 from evaluation.relaxation.samples import RelaxMade
 from evaluation.runs.chunks import to_parquet
+from evaluation.runs.pipeline import Unfinished
 from evaluation.stability.scale import Relaxer, find_scale
 from tests.commands import cli
 from tests.evaluation.crystals_to_screen import Toys, prototypes
+from tests.evaluation.test_uniqueness import SITES, batch
 from tests.evaluation.toys import LennardJones
 
 NAMES = ("flowmm-sun", "mattergen-sun", "lemat-2025", "strict")
@@ -144,6 +146,8 @@ def test_what_each_protocol_adds(report):
         "diversity_elements": ("lemat-2025", "strict"),
         "supply_risk": ("lemat-2025", "strict"),
         "p1@0.1": ("strict",),
+        "p1@0.01": ("strict",),
+        "sun_ordered": ("mattergen-sun", "strict"),
     }
     for name, protocols in wanted.items():
         assert (name in names) == (report.protocol.name in protocols), name
@@ -209,6 +213,15 @@ def test_elements_alone_are_not_stable_where_the_protocol_says_so(made, known, h
     assert hits(flowmm, "stable@0", "sun") == [0, 0] and hits(mattergen, "stable@0", "sun") == [1, 1]
     assert "of at least 2 elements" in flowmm["stable@0"].note
     assert flowmm.rows[0]["e_above_hull"] < 0
+
+
+def test_alloys_are_counted_with_and_without_their_disorder(hull):
+    """Two that exchange Fe and Mn, the second of which is known, and one of another composition."""
+    elements = ["Fe", "Fe", "Ni", "Mn"], ["Ni", "Fe", "Mn", "Fe"], ["Fe", "Ni", "Ni", "Mn"]
+    alloys = batch(*((one, SITES) for one in elements))
+    report = judge(alloys, alloys[[1]], replace(PROTOCOLS["mattergen-sun"], compared="made"), hull)
+    assert hits(report, "unique", "novel", "unique_and_novel") == [2, 1, 1]
+    assert hits(report, "unique_ordered", "novel_ordered") == [3, 2]
 
 
 def test_a_worse_polymorph_leaves_the_hull_with_the_samples(made, known, hull):
@@ -321,6 +334,26 @@ def test_a_relaxation_that_was_stopped_goes_on(made, known, hull, tmp_path, caps
     assert again.calls == []
 
 
+def test_jobs_share_out_the_relaxation_and_the_last_one_reports(made, known, hull, tmp_path):
+    for part in ("2/3", "0/3"):
+        with pytest.raises(Unfinished, match="^relaxing: other parts are still to be computed$"):
+            judge(made, known, hull=hull, out=tmp_path, part=part)
+        assert not (tmp_path / "report.json").exists()
+    potential = Interrupted()
+    report = judge(made, known, hull=hull, out=tmp_path, part="1/3", potential=potential)
+    assert report.as_dict() == judge(made, known, hull=hull, potential=Interrupted()).as_dict()
+    assert (tmp_path / "report.json").exists() and sum(potential.calls) > 0
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_ray_cluster_gives_the_same(made, known, hull, tmp_path):
+    pytest.importorskip("ray", reason="needs the extra 'ray'")
+    protocol = replace(PROTOCOLS["flowmm-sun"], resamples=5)
+    options = {"potential": LennardJones(), "hull": hull, "out": tmp_path, "processes": 1, "engine": "ray"}
+    assert evaluate(made, known, protocol, **options).as_dict() == judge(made, known, hull=hull).as_dict()
+
+
 def test_the_step_is_the_same_in_another_process(made, tmp_path):
     path = tmp_path / "made.parquet"
     path.write_bytes(to_parquet(to_table(made)))
@@ -342,6 +375,10 @@ def test_the_step_is_the_same_in_another_process(made, tmp_path):
         ({}, "^potential = 'lennard-jones 1' has energies with correction 'none', the references 'mp2020' need"),
         ({"k": 2}, "^k = 2 is for structure prediction; allowed with the protocol flowmm-sun: None"),
         ({"reference": None}, "^reference = None, needed by the protocol flowmm-sun; allowed: a data set"),
+        ({"part": "0/2"}, "^part = '0/2' with out = None, allowed: with a folder"),
+        ({"part": "2/2"}, "^part = '2/2', allowed: k/n"),
+        ({"engine": "ray"}, "^engine = 'ray' with out = None, allowed: with a folder"),
+        ({"protocol": "cdvae-2022", "part": "0/2"}, "^part = '0/2' is for stability; allowed with the protocol cdvae"),
         ({"protocol": "cdvae-2022"}, "^potential = .*is for stability; allowed with the protocol cdvae-2022: None"),
         ({"protocol": "edm-qm9", "potential": None, "hull": "mp20"}, "^hull = 'mp20' is for stability"),
     ],
@@ -351,6 +388,15 @@ def test_what_cannot_be_is_refused_in_one_line(made, known, options, message):
     with pytest.raises(ValueError, match=message) as caught:
         evaluate(made[:1], asked.pop("reference"), asked.pop("protocol"), processes=0, **asked)
     assert "\n" not in str(caught.value)
+
+
+def test_an_unfinished_job_is_no_fault_on_the_console(monkeypatch, capsys):
+    def unfinished(*_, part, **__):
+        raise Unfinished(f"relaxing {part}")
+
+    monkeypatch.setattr("evaluation.evaluate.evaluate", unfinished)
+    done = cli(["evaluate", "x.cif", "--part", "1/4"], monkeypatch, capsys)
+    assert (done.code, done.out) == (0, "relaxing 1/4: other parts are still to be computed\n")
 
 
 def test_the_console_says_it_in_one_line(monkeypatch, capsys):
@@ -395,3 +441,11 @@ def test_real_crystals_by_chgnet(data_root):
     assert report["novel"].hits == report["sun"].hits == 0 and report["relaxation_converged"].hits == 4
     assert report["e_above_hull"].value < 0.2 and report["rmsd_to_relaxed"].value < 0.2
     assert "off by 23 meV/atom" in report["sun"].note
+
+
+def test_references_belong_to_a_potential():
+    """Those fitted to one potential serve no other, even of the same corrections."""
+    protocol, scale = find_scale(PROTOCOLS["strict"])
+    assert (protocol.references, scale.references.name) == ("chgnet", "chgnet")
+    protocol, scale = find_scale(PROTOCOLS["strict"], LennardJones(correction="MP2020"))
+    assert (protocol.references, scale.references.name) == ("mp2020", "mp2020")
