@@ -205,7 +205,7 @@ def test_many_elements_are_no_burden(mp20):
 
 
 def test_packaged_reference(mp20):
-    assert len(mp20.phases) == 26069 and len(mp20.phases.elements) == 89
+    assert len(mp20.phases) == 30263 and len(mp20.phases.elements) == 89
     assert mp20.metric == "e_hull[mp20]"
     found = mp20.distances(["SrTiO3", "NaCl", "LiFePO4"], [-3.5, -2.1, -2.5])
     assert found.mixtures[1] == {"NaCl": 1.0}

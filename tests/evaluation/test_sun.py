@@ -440,7 +440,7 @@ def test_real_crystals_by_chgnet(data_root):
     assert report.name == "mattergen-sun [chgnet, e_hull[mp20]]" and report["sun"].n == 4
     assert report["novel"].hits == report["sun"].hits == 0 and report["relaxation_converged"].hits == 4
     assert report["e_above_hull"].value < 0.2 and report["rmsd_to_relaxed"].value < 0.2
-    assert "off by 23 meV/atom" in report["sun"].note
+    assert "residual 20 meV/atom" in report["sun"].note
 
 
 def test_references_belong_to_a_potential():
