@@ -19,24 +19,22 @@ import argparse
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 import atomsmith
 from benchmarks import quality
 from benchmarks.cards import folder_of
 from benchmarks.choosing import Choosing
+from benchmarks.commands import numbers, parser_of, run
 from benchmarks.curves import Point, Series
 from benchmarks.drawing import Sampler, draw, predictions, slope_of
 from benchmarks.judging import CSP, Results, Row, csp_key, split
 from benchmarks.sections import RESULTS, task_of
 from checkpoints import LoadedModel
 from checkpoints.cards import BY_CALLS, rewrite
-from chem.output import noting
 from evaluation.csp import LEGACY
 from evaluation.evaluate import evaluate
 from evaluation.groups import matched
@@ -222,24 +220,9 @@ class Calls:
         return self.results.part(key, compute)
 
 
-def numbers(kind: Callable[[str], Any], least: float) -> Callable[[str], tuple[Any, ...]]:
-    """A reader of numbers with commas between them, each at least `least`."""
-
-    def read(text: str) -> tuple[Any, ...]:
-        try:
-            found = tuple(kind(word) for word in text.split(","))
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"'{text}', allowed: numbers with commas between them") from None
-        if not all(least <= x < float("inf") for x in found):
-            raise argparse.ArgumentTypeError(f"'{text}', allowed: numbers from {least:g}")
-        return found
-
-    return read
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options of the command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.calls", description=(__doc__ or "").splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and write; exit code 2 for the user's mistakes, 1 for faults and Ctrl-C."""
+    parser = parser_of("calls", __doc__, "runs/calls")
     add = parser.add_argument
     add("names", nargs="+", help="shipped models, or folders of checkpoints or runs; A+B for two seeds of one model")
     add("--calls", type=numbers(int, 1), default=None, help=f"network calls (default {','.join(map(str, CALLS))})")
@@ -249,33 +232,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--rank", action="store_true", help="choose one of --k candidates, instead")
     add("--k", type=int, default=20, help="candidates to choose from")
     add("--probes", type=int, default=4, help="random vectors of an estimated likelihood")
-    add("--out", type=Path, default=Path("runs/calls"), help="folder of samples and results")
     add("--docs", type=Path, default=Path("docs"), help="folder of quality.md and quality.png")
-    add("--data", default=None, help="data set (default: the one the models were trained on)")
-    add("--seed", type=int, default=0)
-    add("--bf16", action="store_true", help="products of the network in bfloat16")
-    add("--batch-size", type=int, default=256)
-    add("--threads", type=int, default=None, help="CPU threads of the network (default: torch's)")
-    add("--processes", type=int, default=None, help="of the matcher (default: all cores)")
     add("--finished", action="store_true", help="write the points that are there, measure none")
-    return parser.parse_args(arguments)
+    return run(parser, arguments, write)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write; exit code 2 for the user's mistakes, 1 for faults and Ctrl-C."""
-    options = parse(arguments)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    try:
-        if importlib.util.find_spec("matplotlib") is None:
-            raise ValueError("the picture needs matplotlib: pip install 'atomsmith[plot]'")
-        with noting("finished points are kept; the same command continues"):
-            print(f"written: {Calls(options).write()}")
-    except (ValueError, OSError, RuntimeError, MemoryError, KeyboardInterrupt) as error:
-        text = "; ".join([str(error) or type(error).__name__, *getattr(error, "__notes__", [])])
-        print(f"benchmarks.calls: {text}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
-    return 0
+def write(options: argparse.Namespace) -> None:
+    """The work of the command."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("the picture needs matplotlib: pip install 'atomsmith[plot]'")
+    print(f"written: {Calls(options).write()}")
 
 
 if __name__ == "__main__":

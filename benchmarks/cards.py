@@ -16,9 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 import atomsmith
+from benchmarks.commands import parser_of, run
 from benchmarks.sections import Cards
 from checkpoints.cards import MEASURED, rewrite
 from checkpoints.manifest import CONFIG
@@ -36,51 +35,41 @@ def folder_of(name: str) -> Path:
     return found
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options of the command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cards", description=(__doc__ or "").splitlines()[0])
-    add = parser.add_argument
+def parser(name: str, doc: str | None, out: str) -> argparse.ArgumentParser:
+    """The options of a command that measures crystal models."""
+    found = parser_of(name, doc, out)
+    add = found.add_argument
     add("names", nargs="*", help="shipped models (default: all), or folders of checkpoints or runs")
     add("--n", type=int, default=1000, help="targets with one candidate; 0 leaves this part out")
-    add("--n20", type=int, default=100, help="targets with 20 candidates; 0 leaves this part out")
     add("--samples", type=int, default=1000, help="of ab initio models")
-    add("--out", type=Path, default=Path("runs/cards"), help="folder of samples and results")
-    add("--data", default=None, help="data set (default: the one a model was trained on)")
     add("--steps", type=int, default=None, help="predictor steps (default: the model's)")
-    add("--seed", type=int, default=0)
     add("--no-corrector", action="store_true")
-    add("--bf16", action="store_true", help="products of the network in bfloat16")
-    add("--batch-size", type=int, default=256)
-    add("--threads", type=int, default=None, help="CPU threads of the network (default: torch's)")
-    add("--processes", type=int, default=None, help="of the matcher (default: all cores)")
-    add("--show", action="store_true", help="print the sections and leave the cards as they are")
-    return parser.parse_args(arguments)
+    add("--show", action="store_true", help="print what is measured and write nothing")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the cards (or print with --show); exit code 2 for the user's mistakes, 1 for faults and Ctrl-C."""
-    options = parse(arguments)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    try:
-        if options.samples < 1:
-            raise ValueError(f"samples = {options.samples}, allowed: at least 1")
-        cards = Cards(options)
-        for name in options.names or atomsmith.models():
-            folder = folder_of(name)
-            text = cards.section(name, atomsmith.load(name))
-            if text is None:
-                print(f"{name}: left out, makes no crystals; see benchmarks.molecules and .conditional")
-            elif options.show:
-                print(f"# {name}\n\n{text}\n")
-            else:
-                rewrite(folder, MEASURED, text)
-                print(f"{name}: section {MEASURED} of {folder / 'card.md'} written")
-    except (ValueError, OSError, RuntimeError, MemoryError, KeyboardInterrupt) as error:
-        text = "; ".join([str(error) or type(error).__name__, *getattr(error, "__notes__", [])])
-        print(f"benchmarks.cards: {text}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
-    return 0
+    command = parser("cards", __doc__, "runs/cards")
+    command.add_argument("--n20", type=int, default=100, help="targets with 20 candidates; 0 leaves this part out")
+    return run(command, arguments, measure)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """The work of the command."""
+    if options.samples < 1:
+        raise ValueError(f"samples = {options.samples}, allowed: at least 1")
+    cards = Cards(options)
+    for name in options.names or atomsmith.models():
+        folder = folder_of(name)
+        text = cards.section(name, atomsmith.load(name))
+        if text is None:
+            print(f"{name}: left out, makes no crystals; see benchmarks.molecules and .conditional")
+        elif options.show:
+            print(f"# {name}\n\n{text}\n")
+        else:
+            rewrite(folder, MEASURED, text)
+            print(f"{name}: section {MEASURED} of {folder / 'card.md'} written")
 
 
 if __name__ == "__main__":

@@ -17,20 +17,18 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 import atomsmith
 from benchmarks import molecule_section
-from benchmarks.calls import numbers
 from benchmarks.cards import folder_of
+from benchmarks.commands import numbers, parser_of, run
 from benchmarks.judging import Results, Row
 from benchmarks.sections import RESULTS
 from checkpoints.cards import MEASURED, rewrite
 from chem import datasets
-from chem.output import noting
 from chem.record_folder import MANIFEST
 from evaluation.protocols import protocol
 from generative.generator import Denoiser
@@ -130,9 +128,9 @@ class Molecules:
         return row
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options of the command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.molecules", description=(__doc__ or "").splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, write the card (or print with --show); exit code 2 for the user's mistakes, 1 for faults and Ctrl-C."""
+    parser = parser_of("molecules", __doc__, "runs/cards")
     add = parser.add_argument
     add("name", help="a shipped model of molecules, or the folder of a checkpoint or run")
     add("--steps", type=numbers(int, 1), default=STEPS, help=f"of the table (default {','.join(map(str, STEPS))})")
@@ -140,36 +138,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--n", type=int, default=10_000, help="samples at the default number of steps")
     add("--n-other", type=int, default=1000, help="samples at each other number of steps")
     add("--sampler", choices=["bayes", "flow"], default=None, help="of Bayesian flows (default: the model's)")
-    add("--out", type=Path, default=Path("runs/cards"), help="folder of samples and results")
-    add("--data", default=None, help="data set (default: the one the model was trained on)")
-    add("--seed", type=int, default=0)
-    add("--bf16", action="store_true", help="products of the network in bfloat16")
-    add("--batch-size", type=int, default=256)
-    add("--threads", type=int, default=None, help="CPU threads of the network (default: torch's)")
-    add("--processes", type=int, default=None, help="that judge (default: all cores), 0 for none and no time limit")
     add("--show", action="store_true", help="print the section and leave the card as it is")
-    return parser.parse_args(arguments)
+    return run(parser, arguments, measure)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, write the card (or print with --show); exit code 2 for the user's mistakes, 1 for faults and Ctrl-C."""
-    options = parse(arguments)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    try:
-        with noting("samples and finished rows are kept; the same command continues"):
-            measured = Molecules(options)
-            text = measured.section()
-        if options.show:
-            print(text)
-        else:
-            rewrite(measured.folder, MEASURED, text)
-            print(f"{options.name}: section {MEASURED} of {measured.folder / 'card.md'} written")
-    except (ValueError, OSError, RuntimeError, MemoryError, KeyboardInterrupt) as error:
-        text = "; ".join([str(error) or type(error).__name__, *getattr(error, "__notes__", [])])
-        print(f"benchmarks.molecules: {text}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
-    return 0
+def measure(options: argparse.Namespace) -> None:
+    """The work of the command."""
+    measured = Molecules(options)
+    text = measured.section()
+    if options.show:
+        print(text)
+    else:
+        rewrite(measured.folder, MEASURED, text)
+        print(f"{options.name}: section {MEASURED} of {measured.folder / 'card.md'} written")
 
 
 if __name__ == "__main__":

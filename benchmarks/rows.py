@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import atomsmith
-from benchmarks.cards import parse
+from benchmarks.cards import parser
+from benchmarks.commands import run
 from benchmarks.drawing import ab_initio, draw, predictions
 from benchmarks.judging import Results, Row, split
 from benchmarks.measured import interval, markdown
@@ -140,28 +141,25 @@ def _notes(rows: Mapping[str, Row], name: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Judge, and write the page and the README's table (or print them with --show)."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parse(given)
-    if options.out == Path("runs/cards"):
-        options.out = Path("runs/rows")
-    try:
-        judge = Rows(options)
-        rows = {f"real, {judge.data} val": judge.real()}
-        for name in options.names or atomsmith.models():
-            row = judge.of(atomsmith.load(name))
-            if row is not None:
-                rows[name] = row
-        text, table = page(rows, " ".join(["python -m benchmarks.rows", *given])), short(rows)
-        if options.show:
-            print(text, table, sep="\n")
-        else:
-            write_atomically(DOCS, text)
-            before, _, rest = README.read_text().partition(BEGIN)
-            write_atomically(README, f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}")
-    except (ValueError, OSError, RuntimeError, KeyboardInterrupt) as error:
-        print(f"benchmarks.rows: {error or type(error).__name__}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
-    return 0
+    return run(parser("rows", __doc__, "runs/rows"), arguments, write)
+
+
+def write(options: argparse.Namespace) -> None:
+    """The work of the command."""
+    judge = Rows(options)
+    rows = {f"{options.n:,} of {judge.data} val": judge.real()}
+    for name in options.names or atomsmith.models():
+        row = judge.of(atomsmith.load(name))
+        if row is not None:
+            rows[name] = row
+    sizes = f"--n {options.n} --samples {options.samples}" + f" --steps {options.steps}" * (options.steps is not None)
+    text, table = page(rows, f"python -m benchmarks.rows {sizes}" + " --bf16" * options.bf16), short(rows)
+    if options.show:
+        print(text, table, sep="\n")
+        return
+    write_atomically(DOCS, text)
+    before, _, rest = README.read_text().partition(BEGIN)
+    write_atomically(README, f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":
