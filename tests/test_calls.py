@@ -122,7 +122,7 @@ def test_an_interruption_keeps_the_finished_points(tmp_path, flows, monkeypatch,
     monkeypatch.setattr("benchmarks.calls.judge", interrupted)
     asked = (flows[0], "--calls", "2,3", "--n", 4)
     assert run(tmp_path, *asked) == 1 and not (tmp_path / "docs").exists()
-    assert "finished points are kept" in capsys.readouterr().err
+    assert "what is finished is kept" in capsys.readouterr().err
     assert run(tmp_path, *asked) == 0 and len(times) == 5  # two, the interrupted one and the two that are left
 
 
