@@ -5,8 +5,8 @@
 Protocol `strict`, against the train split. One row judges --n real validation crystals as if they were samples,
 the others --samples samples. Models of structure prediction answer for the compositions of the same crystals, so that
 their novelty means little.
-Samples are those of `benchmarks.cards`, where these are at hand; samples, relaxations and finished rows are kept under
---out, what is there is not done again.
+Samples are those of `benchmarks.cards`, where these are beside --out; samples, relaxations and finished rows are kept,
+and what is there is not done again.
 """
 
 from __future__ import annotations
@@ -77,11 +77,12 @@ class Rows:
         if task is None:
             return None
         sampler = sampler_of(loaded, o)
-        plan, label, what = ab_initio(loaded, o.seed), "ab-initio", "ab initio"
         if task == "csp":
             plan, label = predictions(split(self.data, "val"), 1), f"csp-{self.data}-k1"
             what = f"1 for each of {self.data}:val"
-        place = Path("runs/cards") / loaded.sha256[:12] / f"{label}-{sampler.label}"
+        else:
+            plan, label, what = ab_initio(loaded, o.seed), "ab-initio", "ab initio"
+        place = o.out.parent / "cards" / loaded.sha256[:12] / f"{label}-{sampler.label}"
 
         def compute() -> Row:
             made = draw(loaded, plan, o.samples, sampler, place, what, o.batch_size).structures

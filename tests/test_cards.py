@@ -257,6 +257,22 @@ def test_formulas_of_mp20_seen_in_train(data_root):
     assert found["seen in train"] / found.total() == pytest.approx(0.208, abs=5e-4)
 
 
+def test_rows_draw_for_either_task(shelf, monkeypatch):
+    from benchmarks import rows
+
+    pytest.importorskip("chgnet", reason="chgnet is not installed: it comes with the extra 'stability'")
+    monkeypatch.setattr(
+        rows.Rows, "_judge", lambda self, what, name, n: {"report": [type(what).__name__, len(what), n]}
+    )
+    words = ["--n", "3", "--samples", "5", "--steps", "2", "--out", str(shelf.parent / "rows"), "--batch-size", "16"]
+    judge = rows.Rows(rows.parser("rows", rows.__doc__, "").parse_args(words), "prototypes")
+    made = {name: judge.of(atomsmith.load(str(shelf / name))) for name in ("csp", "ab-initio")}
+    assert [row["report"] for row in made.values() if row] == [["list", 5, 5], ["list", 5, 5]]
+    assert judge.real()["report"] == ["str", len("prototypes:val:3"), 3]
+    folders = sorted(path.name for path in (shelf.parent / "cards").glob("*/*"))
+    assert [name.split("-2steps")[0] for name in folders] == ["ab-initio", "csp-prototypes-k1"]
+
+
 def test_rows_of_every_metric(tmp_path, monkeypatch):
     """A page and a short table of models in columns; what a row lacks stays empty."""
     from benchmarks import rows
