@@ -137,7 +137,9 @@ def _cell(row: Row, name: str) -> str:
 
 def _notes(rows: Mapping[str, Row], name: str) -> str:
     found = next(row["report"]["numbers"][name] for row in rows.values() if name in row["report"]["numbers"])
-    return "; ".join(filter(None, (re.sub(r"\d+ of (\d+)", r"some of \1", found["denominator"]), found["note"])))
+    # the counts are of the first column alone
+    denominator = re.sub(r"all \d+ structures|\d+ of \d+ structures|\d+ structures", "structures", found["denominator"])
+    return "; ".join(filter(None, (denominator, found["note"])))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -152,7 +154,7 @@ def write(options: argparse.Namespace) -> None:
     for name in options.names or atomsmith.models():
         row = judge.of(atomsmith.load(name))
         if row is not None:
-            rows[name] = row
+            rows[f"{name}, {options.samples:,}"] = row
     sizes = f"--n {options.n} --samples {options.samples}" + f" --steps {options.steps}" * (options.steps is not None)
     text, table = page(rows, f"python -m benchmarks.rows {sizes}" + " --bf16" * options.bf16), short(rows)
     if options.show:
