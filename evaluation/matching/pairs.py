@@ -130,7 +130,8 @@ def _match(rms: float, strict_rms: float) -> Match:
 
 
 @cache
-def _matcher(tolerances: Tolerances) -> Any:
+def matcher(tolerances: Tolerances) -> Any:
+    """pymatgen's StructureMatcher of these tolerances."""
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
     return StructureMatcher(
@@ -145,14 +146,14 @@ def _matcher(tolerances: Tolerances) -> Any:
 
 def _compare(task: tuple[Arrays, Arrays, Tolerances, Tolerances]) -> tuple[float, float]:
     made, true, loose, strict = structure(task[0]), structure(task[1]), *task[2:]
-    found = _matcher(loose).get_rms_dist(made, true)
+    found = matcher(loose).get_rms_dist(made, true)
     if found is None and loose.contains(strict):
         return np.inf, np.inf
-    tight = _matcher(strict).get_rms_dist(made, true)
+    tight = matcher(strict).get_rms_dist(made, true)
     rms, strict_rms = (np.inf if value is None else float(value[0]) for value in (found, tight))
     return rms, strict_rms
 
 
 def fit(task: tuple[Arrays, Arrays, Tolerances]) -> bool:
     """pymatgen's StructureMatcher.fit of two crystals, for `limited_map`."""
-    return bool(_matcher(task[2]).fit(structure(task[0]), structure(task[1])))
+    return bool(matcher(task[2]).fit(structure(task[0]), structure(task[1])))

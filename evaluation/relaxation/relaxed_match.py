@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evaluation.matching.pairs import matcher
 from evaluation.protocols import Tolerances
 from evaluation.workers import Failed, limited_map
 
@@ -66,25 +66,11 @@ def _start() -> None:
     import pymatgen.symmetry.analyzer  # noqa: F401
 
 
-@cache
-def _matcher(t: Tolerances) -> Any:
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-
-    return StructureMatcher(
-        ltol=t.ltol,
-        stol=t.stol,
-        angle_tol=t.angle_tol,
-        scale=t.scale,
-        primitive_cell=t.primitive_cell,
-        attempt_supercell=t.attempt_supercell,
-    )
-
-
 def _displacement(task: tuple[Structure, Structure, Tolerances]) -> float | None:
     """RMS displacement of a pair in units of (V/N)^(1/3), or None."""
     with warnings.catch_warnings():  # spglib and pymatgen announce what no user can change
         warnings.simplefilter("ignore")
-        found = _matcher(task[2]).get_rms_dist(_reduced(task[0]), _reduced(task[1]))
+        found = matcher(task[2]).get_rms_dist(_reduced(task[0]), _reduced(task[1]))
     return None if found is None else float(found[0])
 
 
