@@ -130,21 +130,8 @@ def train(
     """
     train_set, val_set = (_labelled(part, recipe.config) for part in training_splits(data, root))
     start = store.load(init, "cpu") if init is not None else None
-    if start is not None and start.kind != recipe.kind:
-        raise ValueError(f"init = '{init}' is a {start.kind}, allowed: a {recipe.kind}")
-    kind = recipe.kind
-    config = recipe.config
-    if start is not None:
-        config = _carried(start.config, config)
-    columns = _columns(config)
-    if start is not None and (new := new_elements(start.statistics, train_set.batch)):
-        raise ValueError(f"init = '{init}' was not trained on {', '.join(new)}, which data = '{data}' contains")
-    statistics = Statistics.compute(train_set.batch)
-    check_names(columns, statistics, "property" if hasattr(config, "property") else "conditions")
-    if start is not None and not restat:
-        added = [name for name in columns if name not in _columns(start.config)]
-        properties = start.statistics.properties | {name: statistics.properties[name] for name in added}
-        statistics = replace(start.statistics, properties=properties)
+    config, statistics = _beginning(recipe, train_set, data, start, init, restat)
+    kind, columns = recipe.kind, _columns(config)
     chosen = recipe.settings
     settings = replace(
         chosen,
@@ -188,6 +175,25 @@ def train(
     )
     write(model.state_dict(), {"epoch": settings.epochs, "finished": True}, LAST)
     return out / BEST
+
+
+def _beginning(
+    recipe: Recipe, train_set: Dataset[Any], data: str | Path, start: Any, init: str | Path | None, restat: bool
+) -> tuple[Any, Statistics]:
+    """Config and statistics of a run, from the recipe and, where there is one, the checkpoint that it starts from."""
+    if start is not None and start.kind != recipe.kind:
+        raise ValueError(f"init = '{init}' is a {start.kind}, allowed: a {recipe.kind}")
+    config = recipe.config if start is None else _carried(start.config, recipe.config)
+    columns = _columns(config)
+    if start is not None and (new := new_elements(start.statistics, train_set.batch)):
+        raise ValueError(f"init = '{init}' was not trained on {', '.join(new)}, which data = '{data}' contains")
+    statistics = Statistics.compute(train_set.batch)
+    check_names(columns, statistics, "property" if hasattr(config, "property") else "conditions")
+    if start is None or restat:
+        return config, statistics
+    added = [name for name in columns if name not in _columns(start.config)]
+    properties = start.statistics.properties | {name: statistics.properties[name] for name in added}
+    return config, replace(start.statistics, properties=properties)
 
 
 def _carried(start: Any, recipe: Any) -> Any:
