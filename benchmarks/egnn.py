@@ -70,7 +70,7 @@ def padded(net: EGNN, batch: MoleculeBatch, t: Tensor) -> dict[str, Tensor]:
         h = (h + layer.node_mlp(torch.cat([h, message.sum(2)], 2))) * node_mask
         s = layer.coord_mlp(pairs(h, square, at_input)) * edge_mask
         x = (x + (s * unit).sum(2)) * node_mask
-    return net.heads(h[atom], (x - start)[atom], batch.rows("pos"))
+    return net.heads(batch, None, h[atom], (x - start)[atom])
 
 
 def padded_replay(batch: MoleculeBatch) -> Callable[[], None]:

@@ -51,7 +51,7 @@ def messages(weights: EdgeWeights, h: Tensor, squares: Tensor, others: Tensor, p
 
 
 def scores(weights: EdgeWeights, h: Tensor, squares: Tensor, plan: Plan) -> Tensor:
-    """w m_ij (E,) of every pair; h (M, H), squares (E, 2): d^2 and a^2, both in sorted order."""
+    """w m_ij (E,) of every pair; h (M, H), squares (E, 2), d^2 and a^2 or what stands for them: in sorted order."""
     return _run(weights, h, squares, None, plan)
 
 

@@ -32,6 +32,7 @@ class Layers(Protocol):
 
     hidden: int
     normalization: float
+    sharpness: float
     products: torch.dtype | None
 
     @property
@@ -46,33 +47,40 @@ def plan_of(hidden: int, batch: RaggedBatch) -> Plan:
     return make_plan(batch, max(1, entries // hidden))
 
 
+def as_features(square: Tensor, sharpness: float) -> Tensor:
+    """What the MLPs see of a distance, from its square: sharpness * d, or, where that is 0, the square itself."""
+    return sharpness * (square + TINY).sqrt() if sharpness else square
+
+
 def unit_differences(difference: Tensor) -> tuple[Tensor, Tensor]:
     """d^2 (..., 1) and (x_i - x_j) / (d + 1) (..., 3), from x_i - x_j (..., 3)."""
     square = difference.square().sum(-1, keepdim=True)
     return square, difference / ((square + TINY).sqrt() + 1)
 
 
-def run_layers(net: Layers, batch: RaggedBatch, h: Tensor) -> tuple[Tensor, Tensor]:
-    """Node state (M, H) after all layers, from the initial one, and the way (M, 3) that the atoms have gone."""
+def run_layers(net: Layers, batch: RaggedBatch, h: Tensor, stride: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Node state (M, H) after all layers, from the initial one, and the way (M, 3) that the atoms have gone, in units
+    of `stride` (M, 1), where there is one."""
     plan = plan_of(net.hidden, batch)
     start = batch["pos"][plan.atom_order]
     moved = torch.zeros_like(start)
     if not plan.chunks:
         return h, moved
     h = h[plan.atom_order]
+    scale: Tensor | float = 1.0 if stride is None else stride[plan.atom_order]
     dtype = net.products or h.dtype
     others = others_of(plan, h)
-    at_input = differences(start, plan).square().sum(1, keepdim=True)
+    at_input = as_features(differences(start, plan).square().sum(1, keepdim=True), net.sharpness)
     for layer in net.layers:
-        square, unit = unit_differences(differences(start + moved, plan))
-        squares = torch.cat([square, at_input], 1)
+        square, unit = unit_differences(differences(start + scale * moved, plan))
+        distances = torch.cat([as_features(square, net.sharpness), at_input], 1)
         weights = edge_weights(layer.edge_mlp, layer.gate, dtype)
-        total = messages(weights, h, squares, others, plan) / net.normalization
+        total = messages(weights, h, distances, others, plan) / net.normalization
         h = h + node_mlp(layer.node_mlp, torch.cat([h, total], 1).to(dtype)).to(h.dtype)
         if layer.coord_mlp is None:
             continue
         weights = edge_weights(layer.coord_mlp, layer.coord_mlp[4], dtype)
-        s = net.bound(scores(weights, h, squares, plan))
+        s = net.bound(scores(weights, h, distances, plan))
         moved = moved + sums(s.unsqueeze(1) * unit, plan) / net.normalization
     return h[plan.atom_place], moved[plan.atom_place]
 

@@ -1,5 +1,7 @@
 """EGNN: the fast form against the plain one, symmetries, what no molecule may break."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,11 @@ from generative.backbone.egnn_fast import plan_of
 from tests.generative.symmetry import MOLECULE_SYMMETRIES, assert_symmetric, molecules, relative, times
 
 FORMS = ("plain", "fast")
-SWITCHES = (False, True)
+VARIANTS: dict[str, dict] = {
+    "bare": {},
+    "published": {"attention": True, "bounded": True, "normalization": 4.0},
+    "refined": {"attention": True, "normalization": 4.0, "stride": partial(torch.pow, 0.02), "sharpness": 8.0},
+}
 MIXED = [5, 1, 20, 2, 1, 0, 9, 29, 2]
 TYPES = {"types": 2, "charges": 1}
 
@@ -24,12 +30,11 @@ class Types(nn.Module):
         return batch["types"]
 
 
-def network(published: bool = False, hidden: int = 32, layers: int = 3, seed: int = 0, gain: float = 0.1) -> EGNN:
-    """Random weights, float64; `published`: with gates, bounds and c of 4. What moves the atoms is not small."""
+def network(variant: str = "bare", hidden: int = 32, layers: int = 3, seed: int = 0, gain: float = 0.1) -> EGNN:
+    """Random weights, float64. What moves the atoms is not small."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        switches = {"attention": True, "bounded": True, "normalization": 4.0} if published else {}
-        net = EGNN(hidden, layers, Types(), 3, TYPES, **switches)
+        net = EGNN(hidden, layers, Types(), 3, TYPES, **VARIANTS[variant])
         for layer in net.layers:
             nn.init.xavier_uniform_(layer.coord_mlp[4].weight, gain=gain)
     return net.double()
@@ -67,25 +72,25 @@ def assert_fast_is_plain(net: EGNN, batch: MoleculeBatch, t: Tensor, bound: floa
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
 @pytest.mark.parametrize("counts", [[1], [2, 2], [9], [29], [0, 3], [1, 1, 1], MIXED], ids=str)
-@pytest.mark.parametrize("published", SWITCHES)
-def test_fast_is_plain(published, counts, dtype, bound):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_fast_is_plain(variant, counts, dtype, bound):
     batch = molecules(counts, dtype=dtype)
-    assert_fast_is_plain(network(published).to(dtype), batch, times(len(counts), dtype=dtype), bound)
+    assert_fast_is_plain(network(variant).to(dtype), batch, times(len(counts), dtype=dtype), bound)
 
 
-@pytest.mark.parametrize("published", SWITCHES)
-def test_fast_is_plain_through_onednn(published):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_fast_is_plain_through_onednn(variant):
     if not gemm.available():
         pytest.skip("no oneDNN: this torch lacks mkldnn._linear_pointwise")
     with gemm.forced(True):
         batch = molecules(MIXED, dtype=torch.float32)
-        assert_fast_is_plain(network(published).float(), batch, times(len(MIXED), dtype=torch.float32), 5e-6)
+        assert_fast_is_plain(network(variant).float(), batch, times(len(MIXED), dtype=torch.float32), 5e-6)
 
 
-@pytest.mark.parametrize("published", SWITCHES)
-def test_gradients_are_those_of_finite_differences(published):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_are_those_of_finite_differences(variant):
     """An oracle of both forms: the directional derivative along random directions of the positions and parameters."""
-    net, batch, t = network(published, hidden=8, layers=2), molecules([3, 1, 5]), times(3)
+    net, batch, t = network(variant, hidden=8, layers=2), molecules([3, 1, 5]), times(3)
     found = with_gradients(net, "fast", batch, t)
     g = torch.Generator().manual_seed(11)
     way = {n: torch.randn(x.shape, generator=g, dtype=torch.float64) for n, x in found.items() if n.startswith("d ")}
@@ -105,10 +110,10 @@ def test_gradients_are_those_of_finite_differences(published):
 
 
 @pytest.mark.parametrize("symmetry", MOLECULE_SYMMETRIES)
-@pytest.mark.parametrize("published", SWITCHES)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("form", FORMS)
-def test_symmetry(form, published, symmetry):
-    net = network(published)
+def test_symmetry(form, variant, symmetry):
+    net = network(variant)
     assert_symmetric(symmetry, lambda b, t: call(net, form, b, t), molecules([3, 1, 12, 2, 7]))
 
 
@@ -151,7 +156,7 @@ def test_a_batch_without_atoms_keeps_its_shapes():
 
 def test_a_bound_holds_the_atoms():
     """No pair moves an atom by more than R / c in a layer, whatever the weights are."""
-    net, batch = network(published=True, layers=1), molecules([2, 2])
+    net, batch = network("published", layers=1), molecules([2, 2])
     nn.init.constant_(net.layers[0].coord_mlp[4].weight, 1e6)
     way = net(batch, times(2))["pos"].norm(dim=1)
     assert float(way.max()) <= RANGE / net.normalization
@@ -169,11 +174,11 @@ def test_chunks_do_not_change_the_result(monkeypatch):
 
 
 @pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("published", SWITCHES)
-def test_bf16_products_are_within_two_percent(published, grad):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bf16_products_are_within_two_percent(variant, grad):
     # with atoms thrown about by R = 15 rounding would be amplified from layer to layer
-    gain = 0.002 if published else 0.1
-    net, batch = network(published, hidden=128, layers=9, gain=gain).float(), molecules(MIXED, dtype=torch.float32)
+    gain = 0.1 if variant == "bare" else 0.002
+    net, batch = network(variant, hidden=128, layers=9, gain=gain).float(), molecules(MIXED, dtype=torch.float32)
     t = times(len(MIXED), dtype=torch.float32)
     exact = net.double().plain(batch.to(torch.float64), t.double())
     net.float().products = torch.bfloat16
@@ -185,9 +190,9 @@ def test_bf16_products_are_within_two_percent(published, grad):
         assert 1e-6 < float(error) < 2e-2, name
 
 
-@pytest.mark.parametrize("published", SWITCHES)
-def test_bf16_gradients_are_within_five_percent(published):
-    net, batch = network(published, hidden=64).float(), molecules(MIXED, dtype=torch.float32)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bf16_gradients_are_within_five_percent(variant):
+    net, batch = network(variant, hidden=64).float(), molecules(MIXED, dtype=torch.float32)
     t = times(len(MIXED), dtype=torch.float32)
     exact = with_gradients(net, "plain", batch, t)
     net.products = torch.bfloat16
@@ -207,11 +212,11 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("published", SWITCHES)
-def test_forward_waits_for_nothing(published):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_forward_waits_for_nothing(variant):
     """Operations whose result the host must know before it can go on; `prepare` may have them, and has."""
     waits = {"_local_scalar_dense", "nonzero", "_unique2", "unique_consecutive", "masked_select", "is_nonzero", "equal"}
-    net, batch, t = network(published), molecules(MIXED), times(len(MIXED))
+    net, batch, t = network(variant), molecules(MIXED), times(len(MIXED))
 
     def waiting(recorder: Recorder) -> set[str]:
         return {name.split("::")[1].split(".")[0] for name in recorder.names} & waits

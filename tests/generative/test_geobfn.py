@@ -11,8 +11,12 @@ from generative.models.geobfn import GeoBFNConfig, build
 from generative.processes.bayesian import ContinuousFlow
 from tests.generative.symmetry import orthogonal, relative
 
-TYPES = ("discretised", "categorical")
 ELEMENTS = [1, 6, 7, 8]
+KINDS: dict[str, dict] = {
+    "discretised": {},
+    "categorical": {"types": "categorical"},
+    "refined": {"predicts": "data", "attention": True, "sharpness": 8.0, "sigma_pos": 0.02},
+}
 
 
 def molecules(counts: list[int], seed: int = 0) -> MoleculeBatch:
@@ -23,11 +27,11 @@ def molecules(counts: list[int], seed: int = 0) -> MoleculeBatch:
     return MoleculeBatch(counts, pos=pos, atomic_numbers=numbers)
 
 
-def model(types: str = "discretised", **options) -> Denoiser:
+def model(kind: str = "discretised", **options) -> Denoiser:
     every = molecules([40]).replace(atomic_numbers=torch.tensor(ELEMENTS * 10))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = GeoBFNConfig(types=types, **{"hidden": 32, "layers": 2, **options})  # type: ignore[arg-type]
+        config = GeoBFNConfig(**{"hidden": 32, "layers": 2, **KINDS[kind], **options})  # type: ignore[arg-type]
         return build(config, Statistics.compute(every)).double()
 
 
@@ -43,10 +47,10 @@ class Turned:
 
 
 @pytest.mark.parametrize("transform", ["rotation", "reflection", "translation", "permutation"])
-@pytest.mark.parametrize("types", TYPES)
-def test_a_whole_sampling_step_moves_with_the_molecule(types, transform, monkeypatch):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_sampling_step_moves_with_the_molecule(kind, transform, monkeypatch):
     """With shared noise: prediction, message and update, of every field."""
-    chosen, batch = model(types), molecules([5, 1, 9])
+    chosen, batch = model(kind), molecules([5, 1, 9])
     q = orthogonal(3, improper=transform == "reflection")
     q = q if transform in ("rotation", "reflection") else torch.eye(3, dtype=torch.float64)
     order = torch.arange(15)
@@ -75,11 +79,11 @@ def test_a_whole_sampling_step_moves_with_the_molecule(types, transform, monkeyp
         assert relative(after[field], expected) < 1e-10, field
 
 
-@pytest.mark.parametrize("types", TYPES)
-def test_alone_versus_batched(types):
-    chosen, batch = model(types), molecules([5, 1, 9])
+@pytest.mark.parametrize("kind", KINDS)
+def test_alone_versus_batched(kind):
+    chosen, batch = model(kind), molecules([5, 1, 9])
     state, t = chosen.encode(batch), torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
-    if types == "categorical":
+    if kind == "categorical":
         state = state.replace(types=(state["types"] + 0.1).log_softmax(1))
     whole = chosen.network(state, t)
     for field, value in whole.items():
@@ -87,25 +91,25 @@ def test_alone_versus_batched(types):
         assert relative(parts, value) < 1e-10, field
 
 
-@pytest.mark.parametrize("types", TYPES)
-def test_decoding_undoes_encoding(types):
-    chosen, batch = model(types), molecules([5, 1, 9])
+@pytest.mark.parametrize("kind", KINDS)
+def test_decoding_undoes_encoding(kind):
+    chosen, batch = model(kind), molecules([5, 1, 9])
     back = chosen.decode(chosen.encode(batch))
     assert torch.equal(back["atomic_numbers"], batch["atomic_numbers"]) and "types" not in back.fields
     torch.testing.assert_close(back["pos"], batch.rows("pos").center(batch["pos"]))
 
 
-@pytest.mark.parametrize("types", TYPES)
-def test_samples_have_the_elements_of_the_training_set(types):
-    made = model(types).sample(MoleculeBatch([7, 3, 12, 1]), 10, torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_have_the_elements_of_the_training_set(kind):
+    made = model(kind).sample(MoleculeBatch([7, 3, 12, 1]), 10, torch.Generator().manual_seed(0))
     assert set(made["atomic_numbers"].tolist()) <= set(ELEMENTS)
     assert float(made.rows("pos").mean(made["pos"]).abs().max()) < 1e-6
 
 
 @pytest.mark.parametrize("sampler", ["bayes", "flow"])
-@pytest.mark.parametrize("types", TYPES)
-def test_atoms_that_are_given_come_back_as_they_were(types, sampler):
-    chosen, batch = model(types, sampler=sampler), molecules([6, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_atoms_that_are_given_come_back_as_they_were(kind, sampler):
+    chosen, batch = model(kind, sampler=sampler), molecules([6, 4])
     given = torch.zeros(10, dtype=torch.bool)
     given[[0, 3, 7]] = True
     template = batch.replace(pos_given=given, atomic_numbers_given=given)
@@ -145,9 +149,9 @@ def test_free_atoms_land_beside_the_given_ones(predicts, sampler):
     assert float((made["pos"] - clean["pos"] - frame).abs().max()) < 0.02
 
 
-@pytest.mark.parametrize("types", TYPES)
-def test_it_learns_water(types):
-    chosen = model(types, hidden=48).float()
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_learns_water(kind):
+    chosen = model(kind, hidden=48).float()
     water = torch.tensor([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])
     batch = MoleculeBatch([3] * 32, pos=water.repeat(32, 1), atomic_numbers=torch.tensor([8, 1, 1] * 32))
     optimizer, g = torch.optim.Adam(chosen.parameters(), lr=2e-3), torch.Generator().manual_seed(0)
@@ -170,6 +174,8 @@ def test_it_learns_water(types):
         (dict(types="one-hot"), "types = 'one-hot', allowed: discretised, categorical"),
         (dict(sampler="ode"), "sampler = 'ode', allowed: bayes, flow"),
         (dict(layers=0), "layers = 0"),
+        (dict(predicts="flow"), "predicts = 'flow', allowed: noise, data"),
+        (dict(sharpness=-1.0), "sharpness = -1.0, allowed: >= 0"),
     ],
 )
 def test_bad_settings_are_refused(options, words):
