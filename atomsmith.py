@@ -263,6 +263,7 @@ def evaluate(
     hull: str | Path | None = None,
     engine: Literal["processes", "ray"] = "processes",
     part: str | None = None,
+    device: str | None = None,
 ) -> Report:
     """Judge structures, ours or anyone's, by a protocol; with `out`, write report.json, structures.csv, report.html.
 
@@ -275,10 +276,11 @@ def evaluate(
     candidates for each target where they carry no property `target`. regressor: a trained one that judges, by the
     protocol "edm-conditional", molecules that were asked for its property. potential: what relaxes and weighs crystals
     where stability is asked for, "chgnet" (the extra `stability`) or an object of evaluation.relaxation.potentials, as
-    a calculator of ASE; hull: "mp20", or a table of phases as json, csv or parquet. With `out` a relaxation that was
-    stopped goes on, and relaxed.extxyz holds what came of it; engine "ray" relaxes on a Ray cluster, and part "k/n"
-    the share of one of n jobs in a common `out`, of which the last to end writes the report. `report["name"]` is a
-    number with its denominator and interval; `report.show()` prints the table.
+    a calculator of ASE; hull: "mp20", or a table of phases as json, csv or parquet; device: where CHGNet runs, "auto"
+    for CUDA where there is one, default the CPU. With `out` a relaxation that was stopped goes on, and relaxed.extxyz
+    holds what came of it; engine "ray" relaxes on a Ray cluster, and part "k/n" the share of one of n jobs in a common
+    `out`, of which the last to end writes the report. `report["name"]` is a number with its denominator and interval;
+    `report.show()` prints the table.
 
     Raises ValueError in one line for what cannot be judged at all, and evaluation.runs.pipeline.Unfinished where other
     parts have still to be computed; single bad structures are counted with a reason.
@@ -287,8 +289,17 @@ def evaluate(
 
     by = None if regressor is None else _regressor(regressor)
     stability: dict[str, Any] = {"potential": potential, "hull": hull, "engine": engine, "part": part}
+    stability["device"] = None if device is None else _stability_device(device)
     options: dict[str, Any] = {"k": k, "processes": processes, "root": root, "judge": by}
     return judge(structures_or_files, reference, protocol, out, seed, **options, **stability)
+
+
+def _stability_device(device: str) -> str:
+    """Where crystals are relaxed; "auto" leaves out MPS, which has no float64."""
+    from checkpoints.store import pick_device
+
+    found = pick_device(device)
+    return "cpu" if device == "auto" and found.type == "mps" else str(found)
 
 
 def _regressor(model: str | Path | LoadedModel) -> Any:
@@ -552,12 +563,13 @@ def _evaluate(
     hull: Annotated[str | None, option(help="for stability: mp20, or a table of phases")] = None,
     engine: Annotated[str, option(help="of the relaxation: processes or ray")] = "processes",
     part: Annotated[str | None, option(help="k/n: the k-th of n jobs that share the folder, from 0")] = None,
+    device: Annotated[str | None, option(help="for stability: auto, cpu, cuda (default: cpu)")] = None,
 ) -> None:
     from evaluation.runs.pipeline import Unfinished
 
     given = files if len(files) > 1 else files[0]
     options: dict[str, Any] = {"k": k, "processes": processes, "root": root, "regressor": regressor}
-    options |= {"potential": potential, "hull": hull, "engine": engine, "part": part}
+    options |= {"potential": potential, "hull": hull, "engine": engine, "part": part, "device": device}
     try:
         evaluate(given, reference, protocol, out, seed, **options).show()
     except Unfinished as stage:

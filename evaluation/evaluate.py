@@ -50,6 +50,7 @@ def evaluate(
     hull: str | Path | None = None,
     engine: Literal["processes", "ray"] = "processes",
     part: str | None = None,
+    device: str | None = None,
 ) -> Report:
     """Judge structures by a protocol; with `out`, also write report.json, structures.csv and report.html into a folder.
 
@@ -60,7 +61,7 @@ def evaluate(
     order with k (default 1) consecutive candidates per target; a missing candidate is a miss. seed: of random draws and
     bootstraps. processes: of the matcher and of bond perception, default all cores, 0 for none and no time limit.
     root: directory of the data sets, else ATOMSMITH_DATA. judge: what predicts the property that molecules were asked
-    for, with the protocol edm-conditional. potential, hull: in place of those of a protocol for stability, see
+    for, with the protocol edm-conditional. potential, hull, device: in place of those of a protocol for stability, see
     evaluation.stability.scale; there the split of a reference is train by default, and with `out` a relaxation that was
     stopped goes on, and relaxed.extxyz holds what came of it. engine: "ray" relaxes on a Ray cluster. part:
     "k/n" relaxes the share of one of n jobs, all of which have the folder `out`; the last to end writes the report.
@@ -74,7 +75,7 @@ def evaluate(
     _check_shared(chosen, engine, part, out)
     if out is not None:
         prepare_folder(out)
-    stability = {"potential": potential, "hull": hull}
+    stability = {"potential": potential, "hull": hull, "device": device}
     goes_on = isinstance(chosen, SunProtocol) and out is not None
     note = f"no report was written; the same call {'goes on' if goes_on else 'begins again'}"
     with showing(), noting(note), on_engine(engine, processes) as options:
@@ -201,12 +202,13 @@ def _sun(
     shared: Mapping[str, Any],
     potential: str | Potential | None,
     hull: str | Path | None,
+    device: str | None,
 ) -> Judged:
     from evaluation.stability.scale import find_scale
     from evaluation.sun import score
 
     _require(reference, protocol)
-    protocol, scale = find_scale(protocol, potential, hull)
+    protocol, scale = find_scale(protocol, potential, hull, device)
     against = load_reference(reference, root, split="train")
     items = _given(source, root)
     numbers, rows, failures = score(items, against, protocol, scale, processes, seed, out, **shared)

@@ -100,16 +100,20 @@ class Scale:
 
 
 def find_scale(
-    protocol: SunProtocol, potential: str | Potential | None = None, hull: str | Path | None = None
+    protocol: SunProtocol,
+    potential: str | Potential | None = None,
+    hull: str | Path | None = None,
+    device: str | None = None,
 ) -> tuple[SunProtocol, Scale]:
     """What a protocol asks for, or a potential and hull in place of its own, and the protocol with their names.
 
     potential: "chgnet", or an object of evaluation.relaxation.potentials. hull: "mp20", or a table of phases; with
-    total energies, which must be those of the potential, it brings the energies of the elements. Raises ValueError for
-    others and for references on another scale than the potential, and ImportError, naming the extra, without chgnet.
+    total energies, which must be those of the potential, it brings the energies of the elements. device: of CHGNet,
+    default the CPU; an object of a potential has its own. Raises ValueError for others and for references on another
+    scale than the potential, and ImportError, naming the extra, without chgnet.
     """
     settings = RelaxationSettings(fmax=protocol.fmax, steps=protocol.steps)
-    found, relaxer, name = _potential(protocol.potential if potential is None else potential, settings)
+    found, relaxer, name = _potential(potential or protocol.potential, settings, device)
     table = load_hull(protocol.hull if hull is None else hull)
     references = table.references or load_references(_references(protocol, name))
     needed = CORRECTED.get(references.name, "none")
@@ -130,13 +134,18 @@ def _references(protocol: SunProtocol, potential: str) -> str:
     return "mp2020" if own else protocol.references
 
 
-def _potential(potential: Any, settings: RelaxationSettings) -> tuple[Potential, Chgnet | Relaxer, str]:
+def _potential(
+    potential: Any, settings: RelaxationSettings, device: str | None
+) -> tuple[Potential, Chgnet | Relaxer, str]:
     """A potential by name or as it is given, what relaxes with it, and the name in a protocol."""
     if potential == "chgnet":
         from evaluation.relaxation.chgnet_potential import CHGNetPotential
 
-        return CHGNetPotential(), Chgnet(settings), "chgnet"
+        where = device or "cpu"
+        return CHGNetPotential(device=where), Chgnet(settings, where), "chgnet"
     if isinstance(potential, str) or not (callable(potential) and all(hasattr(potential, one) for one in NEEDED)):
         kind = f"'{potential}'" if isinstance(potential, str) else f"a {type(potential).__name__}"
         raise ValueError(f"potential = {kind}, allowed: chgnet, or an object of evaluation.relaxation.potentials")
+    if device is not None:
+        raise ValueError(f"device = '{device}' is for potential = 'chgnet'; allowed with an object of one: None")
     return potential, Relaxer(potential, settings), label(potential)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import atomsmith
 from chem.convert import to_structures
 from chem.io import Record, read
 from chem.ragged import concatenate
@@ -379,6 +380,7 @@ def test_the_step_is_the_same_in_another_process(made, tmp_path):
         ({"part": "2/2"}, "^part = '2/2', allowed: k/n"),
         ({"engine": "ray"}, "^engine = 'ray' with out = None, allowed: with a folder"),
         ({"protocol": "cdvae-2022", "part": "0/2"}, "^part = '0/2' is for stability; allowed with the protocol cdvae"),
+        ({"device": "cpu"}, "^device = 'cpu' is for potential = 'chgnet'; allowed with an object of one: None"),
         ({"protocol": "cdvae-2022"}, "^potential = .*is for stability; allowed with the protocol cdvae-2022: None"),
         ({"protocol": "edm-qm9", "potential": None, "hull": "mp20"}, "^hull = 'mp20' is for stability"),
     ],
@@ -441,6 +443,14 @@ def test_real_crystals_by_chgnet(data_root):
     assert report["novel"].hits == report["sun"].hits == 0 and report["relaxation_converged"].hits == 4
     assert report["e_above_hull"].value < 0.2 and report["rmsd_to_relaxed"].value < 0.2
     assert "residual 20 meV/atom" in report["sun"].note
+
+
+def test_the_device_reaches_what_relaxes_and_what_weighs(made, known):
+    pytest.importorskip("chgnet", reason="chgnet is not installed: it comes with the extra 'stability'")
+    scale = find_scale(PROTOCOLS["strict"], device="cpu")[1]
+    assert (scale.potential.device, scale.relaxer.device) == (torch.device("cpu"), "cpu")
+    with pytest.raises(ValueError, match="^device must be 'auto' or a device of this machine such as 'cpu', got 'tpu'"):
+        atomsmith.evaluate(made[:1], known, "strict", device="tpu")
 
 
 def test_references_belong_to_a_potential():
