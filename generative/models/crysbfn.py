@@ -3,8 +3,9 @@
 Representation: beliefs. Of each fractional coordinate a von Mises distribution, whose mean and realised concentration
 the network sees; of the cell, as the entries of its matrix in a fixed orientation, scaled by their moments in the
 training set, a normal distribution; ab initio, of each element a categorical one. The network, CSPNet's layers,
-predicts clean data. Deviations from the paper: six entries of the matrix instead of nine, which know no rotation; the
-cell's numbers instead of its Gram matrix as features.
+predicts clean data, counted from the means of the beliefs in units of their deviations: so its outputs are of unit size
+whatever is known. Deviations from the paper: these units; six entries of the matrix instead of nine, which know no
+rotation; the cell's numbers instead of its Gram matrix as features.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from generative.processes.bayesian import CategoricalFlow, ContinuousFlow
 from generative.processes.circular import FAINTEST, CircularFlow, read_belief
 
 CELL = 6
+UNSURE = 0.3  # added to a concentration, that of nothing known has the deviation of a uniform angle
 WIDEST = 5.0  # deviations of a cell's number from its mean that an estimate may have
 
 
@@ -42,8 +44,9 @@ class CrysBFNConfig:
 
     task: "csp" (composition given) or "ab-initio". steps: of sampling, by default; resolution: T of the accuracies.
     beta_coords: concentration at t = 1. sigma_cell: deviation at t = 1. beta_types: accuracy of elements at t = 1.
-    sampler: "flow" (the paper's) or "bayes". The weights, ours, bring the parts, in nats of 1000 messages, to order
-    one: clipping by value is no stranger to a common factor. conditions: properties it can be asked for (guidance.py).
+    sampler: "flow" (the paper's) or "bayes". The weights, ours, are those of the bound in nats of 1000 messages, but
+    for a common factor that brings it to order one, to which clipping by value is no stranger. conditions: properties
+    it can be asked for (guidance.py).
     """
 
     task: Literal["csp", "ab-initio"] = "csp"
@@ -59,7 +62,7 @@ class CrysBFNConfig:
     sampler: Literal["flow", "bayes"] = "flow"
     lattice_weight: float = 0.002
     coords_weight: float = 0.002
-    types_weight: float = 0.05
+    types_weight: float = 0.002
     conditions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -82,6 +85,7 @@ class CrysBFNNet(Network):
         super().__init__()
         hidden, self.types = config.hidden, config.task == "ab-initio"
         self.hidden, self.frequencies, self.beta = hidden, config.frequencies, config.beta_coords
+        self.sigma_cell = config.sigma_cell
         self.time_embedding = nn.Sequential(nn.Linear(1, config.time_dim), nn.SiLU())
         self.node_embedding = nn.Linear(ELEMENTS, hidden) if self.types else nn.Embedding(ELEMENTS, hidden)
         self.atom_latent_emb = nn.Linear(hidden + config.time_dim + 3, hidden)
@@ -103,7 +107,7 @@ class CrysBFNNet(Network):
         use_onednn(self.coord_out.weight)
 
     def forward(self, batch: CrystalBatch, t: Tensor) -> dict[str, Tensor]:
-        """Coordinates are counted from the means of their beliefs, so that a common shift moves both."""
+        """Counted from the means of beliefs, so that a common shift moves both, in units of their deviations."""
         mean, concentration = read_belief(batch["frac_coords"])
         faintest = math.log(FAINTEST)
         sureness = ((concentration + FAINTEST).log() - faintest) / (math.log(self.beta) - faintest)
@@ -112,7 +116,9 @@ class CrysBFNNet(Network):
         h = conditioned(self.atom_latent_emb(torch.cat([self.node_embedding(given), time, sureness], 1)), batch)
         rows = batch.rows("frac_coords")
         h = self.final_layer_norm(run_layers(self, batch.replace(frac_coords=mean), h, batch["cell"]))
-        out = {"frac_coords": mean + self.coord_out(h), "cell": self.cell_out(rows.mean(h))}
+        deviation = 1 / (2 * math.pi * (concentration + UNSURE).sqrt())
+        cell = batch["cell"] + self.sigma_cell ** t.unsqueeze(1) * self.cell_out(rows.mean(h))
+        out = {"frac_coords": mean + deviation * self.coord_out(h), "cell": cell}
         if self.types:
             out["types"] = self.type_out(h)
         return out
