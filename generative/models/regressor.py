@@ -30,23 +30,17 @@ TABLE = 118  # elements
 
 @dataclass(frozen=True)
 class RegressorConfig:
-    """Settings of the regressor; the defaults are those of EDM's classifier of QM9. property: a column of the data.
-
-    sharpness: of distances, per Å (EGNN).
-    """
+    """Settings of the regressor; the defaults are those of EDM's classifier of QM9. property: a column of the data."""
 
     property: str = "gap"
     hidden: int = 128
     layers: int = 7
     attention: bool = True
-    sharpness: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("hidden", "layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}, allowed: >= 1")
-        if self.sharpness < 0:
-            raise ValueError(f"sharpness = {self.sharpness}, allowed: >= 0")
 
 
 class Unseen(Process):
@@ -72,10 +66,11 @@ class PooledEGNN(Network):
     """`value` (B,) of each molecule: the mean over its atoms of their last state, and two layers."""
 
     normalization: float = 1.0
+    sharpness: float = 0.0
 
-    def __init__(self, hidden: int, layers: int, attention: bool, sharpness: float = 0.0):
+    def __init__(self, hidden: int, layers: int, attention: bool):
         super().__init__()
-        self.hidden, self.sharpness = hidden, sharpness
+        self.hidden = hidden
         self.embedding = nn.Embedding(TABLE, hidden)
         self.egnn_layers = nn.ModuleList(EGNNLayer(hidden, attention, moves=False) for _ in range(layers))
         self.atom_out = nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU())
@@ -123,7 +118,7 @@ def build(config: RegressorConfig, statistics: Statistics) -> Denoiser:
     """The untrained model; ValueError for a property that the training set lacks."""
     check_names((config.property,), statistics, "property")
     column = statistics.properties[config.property]
-    network = PooledEGNN(config.hidden, config.layers, config.attention, config.sharpness)
+    network = PooledEGNN(config.hidden, config.layers, config.attention)
     encode, decode = coders(config.property, column.mean, column.std)
     return Denoiser(network, {"value": Unseen(())}, Times(1), 1, encode=encode, decode=decode)
 

@@ -88,8 +88,6 @@ def test_crystals_and_unknown_properties_are_refused():
         build(RegressorConfig("gap"), statistics)
     with pytest.raises(ValueError, match="layers = 0, allowed: >= 1"):
         RegressorConfig(layers=0)
-    with pytest.raises(ValueError, match="sharpness = -1, allowed: >= 0"):
-        RegressorConfig(sharpness=-1)
 
 
 def test_layers_that_do_not_move_atoms_have_a_fast_and_a_plain_form():
