@@ -34,7 +34,7 @@ from generative.processes.bayesian import CategoricalFlow, ContinuousFlow
 from generative.processes.circular import FAINTEST, CircularFlow, read_belief
 
 CELL = 6
-UNSURE = 0.3  # added to a concentration, that of nothing known has the deviation of a uniform angle
+UNSURE = 0.3  # added to concentrations, so that one of zero has the deviation of a uniform angle
 WIDEST = 5.0  # deviations of a cell's number from its mean that an estimate may have
 
 
