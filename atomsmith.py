@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
     from checkpoints import CheckpointInfo, LoadedModel
+    from checkpoints.drawing import Drawing
     from chem.molecule_list import Molecules
     from chem.prepare import PrepareReport
     from evaluation.campaigns.campaign import Outcome
@@ -104,51 +105,34 @@ def sample(
 
     Raises ValueError naming the argument, its value and what is allowed.
     """
+    from checkpoints.drawing import CONTROLS, Drawing
     from chem.molecule_folder import MoleculeFolder
     from chem.molecule_list import Molecules
     from chem.sample_folder import SampleFolder
-    from generative import sampling
-    from generative.controls import Controls
-    from generative.guidance import read_values, under
-    from generative.molecule_templates import makes_molecules, templates_for
-    from generative.processes.flow import slopes_of
+    from generative.guidance import read_values
 
     if n < 1:
         raise ValueError(f"n = {n}, allowed: >= 1")
     loaded = load(model, device) if isinstance(model, (str, Path)) else model
-    if loaded.kind == "regressor":
-        raise ValueError(f"model = '{loaded.name}' is a regressor, allowed: a generator")
-    values, weight = read_values(conditions, guidance)
-    trained: Any = loaded.model
-    denoiser = under(trained, values, weight, loaded.statistics)
-    steps = steps if steps is not None else denoiser.steps
-    denoiser.times.grid(steps)
     asked = (formula, z, num_atoms, elements, chemical_system, forbid, lattice, volume, fixed, init, noise)
-    molecules = makes_molecules(denoiser)
-    controls = Controls.read(*asked, molecules=molecules)
-    templates = templates_for(controls, denoiser, loaded.statistics, seed)
-    taken = len(denoiser.times.grid(steps, templates.start or 0.0)) - 1
-    size = sampling.batch_size_for(denoiser) if batch_size == "auto" else batch_size
-    provenance = {"model": loaded.name, "weights_sha256": loaded.sha256, "seed": seed, "steps": steps}
-    if values:
-        provenance |= {"conditions": values, "guidance": weight}
-    kind: Any = MoleculeFolder if molecules else SampleFolder
-    folder = kind(out, {**provenance, **controls.plain()}) if out is not None else None
-    provenance["controls"] = controls.asked()
-    done: Any = Molecules() if molecules else []
+    controls = dict(zip(CONTROLS, asked, strict=True))
+    size = None if batch_size == "auto" else batch_size
+    drawing = Drawing.of(loaded, controls, *read_values(conditions, guidance), steps, seed, size)
+    kind: Any = MoleculeFolder if drawing.molecules else SampleFolder
+    folder = kind(out, drawing.request) if out is not None else None
+    provenance = {**drawing.origin, "controls": drawing.controls.asked()}
+    convert: Any = _to_molecules if drawing.molecules else _to_structures
+    done: Any = Molecules() if drawing.molecules else []
     done += folder.samples(n) if folder is not None else []
-    convert: Any = _to_molecules if molecules else _to_structures
     keeping = folder.kept(n) if folder is not None else nullcontext()
-    with keeping, _progress(n, len(done), taken, progress) as tick:
-        for first, batch in sampling.sample_batches(denoiser, templates, n, len(done), size, steps, seed, tick):
+    with keeping, _progress(n, len(done), drawing.taken, progress) as tick:
+        for first, batch in drawing.batches(n, len(done), tick):
             fresh = convert(batch[len(done) - first :], len(done), provenance)
             done += fresh
             if folder is not None:
                 folder.append(fresh)
-                failed = {"failures": done.reasons} if molecules else {}
-                how: dict[str, Any] = {"network_calls": denoiser.network_calls(taken)}
-                how |= {"slopes": slopes} if (slopes := slopes_of(denoiser.noisy)) else {}
-                folder.note(n=len(done), **how, **failed, **_environment(denoiser))
+                failed = {"failures": done.reasons} if drawing.molecules else {}
+                folder.note(n=len(done), **_manner(drawing), **failed)
     return done
 
 
@@ -171,13 +155,19 @@ def _to_molecules(batch: Any, first: int, provenance: dict[str, Any]) -> Molecul
     return molecules
 
 
-def _environment(denoiser: Any) -> dict[str, Any]:
+def _manner(drawing: Drawing) -> dict[str, Any]:
+    """How samples were made, for the manifest."""
     import platform
 
     import torch
 
+    from generative.processes.flow import slopes_of
+
+    denoiser = drawing.denoiser
+    manner: dict[str, Any] = {"network_calls": denoiser.network_calls(drawing.taken)}
+    manner |= {"slopes": slopes} if (slopes := slopes_of(denoiser.noisy)) else {}
     versions = {"atomsmith": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    return {"device": str(denoiser.device), "threads": torch.get_num_threads(), "versions": versions}
+    return {**manner, "device": str(denoiser.device), "threads": torch.get_num_threads(), "versions": versions}
 
 
 @contextmanager
@@ -413,7 +403,7 @@ def campaign(
     filters = Filters(tuple(allowed) if allowed else None, validity, min_distance, composition)
     wishes: dict[str, Any] = {"relax": _relaxing(relax, hull, device), "top": top, "seconds": seconds, "part": part}
     with run.on_engine(engine, workers) as options:
-        return run.campaign(out, draws, n, filters, request=draws.prepare()[1], **wishes, **options)
+        return run.campaign(out, draws, n, filters, request=draws.prepare().request, **wishes, **options)
 
 
 def _relaxing(relax: Any, hull: str | Path, device: str) -> Relaxing | None:
