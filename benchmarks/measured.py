@@ -80,7 +80,7 @@ def ab_initio(name: str, kind: str, data: str, command: str, parts: Mapping[str,
         table.append(["paper, on the test split", structural, compositional, "", "", density, elements])
     asked = row["report"]["structures"]
     text = AB_INITIO_TEXT.format(samples=numbers[distances[0]]["n"])
-    floors = "; ".join(f"{n}: {numbers[n]['note']}" for n in distances)
+    floors = "; ".join(f"{n}: {numbers[n]['note']}{_floor(numbers[n])}" for n in distances)
     return "\n\n".join(
         [
             _head(command, row),
@@ -101,6 +101,10 @@ def _head(command: str, row: Row) -> str:
         f" {report['reference']} (sha256 `{row['key']['data_sha256'][:16]}`), intervals:"
         f" {'; '.join(kinds)}; {versions}."
     )
+
+
+def _floor(number: Mapping[str, Any]) -> str:
+    return "" if number["reference"] is None else f", floor {number['reference']:.3f}"
 
 
 def _sampling(row: Row) -> str:

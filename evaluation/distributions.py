@@ -1,7 +1,7 @@
 """Ab initio samples: how many are valid, and how far their densities and element counts are from a reference.
 
 The distances are 1-Wasserstein distances between a random draw of valid samples (1,000 in CDVAE's protocol) and the
-whole reference. A draw of that size from the reference itself is not at distance zero: that floor is noted beside.
+whole reference. A draw of that size from the reference itself is not at distance zero: that floor stands beside.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 
 from evaluation.compositions.smact import batch_counts, compositional_validity
 from evaluation.csp import formulas
+from evaluation.divergence import wasserstein
 from evaluation.inputs import Items
-from evaluation.intervals import bootstrap
 from evaluation.protocols import Protocol, SunProtocol
 from evaluation.report import Number, rate
 from evaluation.validity import densities, joint_validity, structural_validity
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from chem.crystals import CrystalBatch
-
-FLOOR_DRAWS = 30
 
 
 def num_elements(batch: CrystalBatch) -> NDArray[np.float64]:
@@ -85,39 +83,9 @@ def _distances(
 ) -> list[Number]:
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(valid))[: protocol.samples]
     of = f"{len(rows)} random valid structures against all {len(reference)} of the reference"
-    few = "" if len(rows) == protocol.samples else f"the protocol asks for {protocol.samples}"
-    if not len(rows):
-        return [Number(f"wasserstein_{name}", np.nan, 0, of, note="no valid structure") for name in PROPERTIES]
-    numbers, drawn = [], batch[np.sort(rows).tolist()]
-    for name, (measure, unit) in PROPERTIES.items():
-        ours, theirs = measure(drawn), measure(reference)
-        note = ", ".join(filter(None, [unit, f"floor {_floor(theirs, len(rows), seed):.3f}", few]))
-        numbers.append(_distance(f"wasserstein_{name}", ours, theirs, of, protocol, seed, note))
-    return numbers
-
-
-def _distance(
-    name: str,
-    ours: NDArray[np.float64],
-    theirs: NDArray[np.float64],
-    of: str,
-    protocol: Protocol | SunProtocol,
-    seed: int,
-    note: str,
-) -> Number:
-    from scipy.stats import wasserstein_distance
-
-    def distance(values: NDArray[np.float64]) -> float:
-        return float(wasserstein_distance(values, theirs))
-
-    (low, high), error = bootstrap(ours, distance, protocol.resamples, protocol.level, seed)
-    how = f"bootstrap {protocol.level:.0%} of the samples, {protocol.resamples} resamples, seed {seed}"
-    return Number(name, distance(ours), len(ours), of, None, low, high, how, error, note)
-
-
-def _floor(values: NDArray[np.float64], n: int, seed: int) -> float:
-    """Mean distance between n crystals drawn from the reference and the reference."""
-    from scipy.stats import wasserstein_distance
-
-    draw = np.random.default_rng(seed)
-    return float(np.mean([wasserstein_distance(draw.choice(values, n), values) for _ in range(FLOOR_DRAWS)]))
+    few = "" if len(rows) == protocol.samples else f", the protocol asks for {protocol.samples}"
+    drawn = batch[np.sort(rows).tolist()]
+    return [
+        wasserstein(f"wasserstein_{name}", measure(drawn), measure(reference), of, protocol, seed, f"{unit}{few}")
+        for name, (measure, unit) in PROPERTIES.items()
+    ]

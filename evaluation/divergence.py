@@ -49,7 +49,7 @@ def wasserstein(
         return float(wasserstein_distance(drawn, theirs))
 
     if not len(ours) or not len(theirs):
-        return Number(name, np.nan, len(ours), of, note=note)
+        return Number(name, np.nan, len(ours), of, note=f"{note}, nothing to compare")
     sides = [lambda rows, values=values: distance(values[rows]) for values in (ours, theirs)]
     return _compared(name, sides, (len(ours), len(theirs)), of, protocol, seed, note)
 
