@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from rdkit import Chem
 
 import atomsmith
 
@@ -21,8 +22,9 @@ def test_python_blocks(tmp_path, monkeypatch, capsys):
     blocks = [code for language, code in BLOCKS if language == "python"]
     for code in blocks:
         exec(compile(code, "README.md", "exec"), space)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     assert len(list((tmp_path / "srtio3" / "cif").glob("*.cif"))) == 2
+    assert len(Chem.SDMolSupplier(str(tmp_path / "molecules" / "samples.sdf"), sanitize=False)) == 4
     assert "diffcsp-mp20-csp" in capsys.readouterr().out
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from rdkit import Chem
+from rdkit.Chem import AllChem
 
 import atomsmith
 import checkpoints
 from checkpoints.manifest import SHIPPED
+from chem.convert_molecules import from_rdkit
+from generative.models.regressor import predictor
 
 
 @pytest.mark.parametrize("name", sorted(checkpoints.available()))
@@ -19,10 +23,38 @@ def test_shipped(name):
     for part in ("data: ", "command: `atomsmith train ", "seed: ", "hardware and time: "):
         assert f"- {part}" in card
     assert "## Loss" in card and "## Measured" in card
+    WORKS.get(loaded.kind, crystals_come_out)(loaded)
+
+
+def crystals_come_out(loaded):
     chooses = "atomic_numbers" not in loaded.model.processes
     given = {"num_atoms": 4} if chooses else {"formula": "NaCl"}
     made = atomsmith.sample(loaded, 2, steps=20, **given)
     assert all(np.isfinite(s.lattice.matrix).all() and 5 < s.volume < 1000 for s in made)
+
+
+def molecules_come_out(loaded):
+    made = atomsmith.sample(loaded, 16, num_atoms="12-20", steps=20)
+    assert all(12 <= mol.GetNumAtoms() <= 20 for mol in made)
+    assert atomsmith.evaluate(made, protocol="edm-qm9", processes=0)["atom_stability"].value > 0.9
+
+
+def properties_come_out(loaded):
+    """Gaps in hartree, larger without than with double bonds."""
+    ethane, butadiene = (from_smiles(smiles) for smiles in ("CC", "C=CC=C"))
+    predict = predictor(loaded.model, loaded.config.property, loaded.statistics)
+    small, large = predict(from_rdkit([butadiene, ethane])).tolist()
+    assert loaded.config.property == "gap" and 0.1 < small < large - 0.05 < 0.5
+
+
+WORKS = {"geobfn": molecules_come_out, "regressor": properties_come_out}
+
+
+def from_smiles(smiles):
+    mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    AllChem.EmbedMolecule(mol, randomSeed=0)
+    AllChem.MMFFOptimizeMolecule(mol)
+    return mol
 
 
 def test_something_is_shipped():
