@@ -40,7 +40,7 @@ Every rate is over all samples, as the model draws them, of sizes drawn from the
 judged is unstable and invalid. First: EDM's bonds by distance, valences, and validity of the largest fragment. \
 `strict`: perceived bonds, corrected valences, one fragment without radicals. Novel: SMILES not among those of the \
 training molecules by the same rule. Beside: the training set's own score, uniqueness over a draw of as many as the \
-default row has."""
+default row has. Unique and novel fall with the number drawn; only rows of as many samples compare."""
 LACKING = """\
 The copy of {data} that this was trained and measured on has {here:,} of {whole:,} training molecules and {fluorine:,} \
 of {all_fluorine:,} fluorine atoms: nearly all molecules with fluorine are absent, and samples have too little of it. \

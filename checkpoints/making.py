@@ -70,7 +70,7 @@ def _geobfn(types: str) -> dict[str, Recipe]:
     paper = GeoBFNConfig(types=types)  # type: ignore[arg-type]
     # the paper's last noise is 0.002 Å; to learn geometry finer than 0.02 Å takes more than hours
     small = replace(paper, hidden=128, layers=4, attention=True, predicts="data", sharpness=32.0, sigma_pos=0.01)
-    small = replace(small, sampler="flow")
+    small = replace(small, sampler="flow", steps=50)
     settings = TrainSettings(epochs=10, batch_size=32, lr=1e-3, precision="bf16", ema=0.999, save_every=500)
     long = TrainSettings(epochs=3000, batch_size=64, lr=1e-4, ema=0.9999, warmup=0)
     return {"small": Recipe("geobfn", small, settings), "paper": Recipe("geobfn", paper, long)}

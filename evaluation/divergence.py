@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evaluation.intervals import bootstrap
+from evaluation.intervals import bootstrap, centred
 from evaluation.protocols import Choices
 from evaluation.report import Number
 
@@ -134,16 +134,12 @@ def _measured(
     note: str,
     reference: float = np.nan,
 ) -> Number:
-    """A statistic of n crystals with an interval as wide as that of resamples, around the value.
-
-    Resamples repeat crystals, which lowers entropies and raises distances: their own quantiles can miss the value.
-    """
+    """A statistic of n crystals with its centred interval."""
     every = np.arange(n)
     value = statistic(every)
-    (low, high), error = bootstrap(every, statistic, protocol.resamples, protocol.level, seed)
-    half = (high - low) / 2
+    found, error = bootstrap(every, statistic, protocol.resamples, protocol.level, seed)
     how = f"bootstrap {protocol.level:.0%} of the samples, centred, {protocol.resamples} resamples, seed {seed}"
-    return Number(name, value, n, of, None, max(value - half, 0.0), value + half, how, error, note, reference)
+    return Number(name, value, n, of, None, *centred(value, found), how, error, note, reference)
 
 
 def _parts(values: NDArray[np.float64]) -> list[NDArray[np.float64]]:

@@ -53,6 +53,16 @@ def bootstrap(
     return (float(low), float(high)), float(found.std(ddof=1))
 
 
+def centred(value: float, interval: Interval) -> Interval:
+    """An interval as wide as that of resamples, around the value, cut at zero.
+
+    For entropies and distances, which are at least zero: resamples repeat structures, which lowers the first and raises
+    the second, so that their own quantiles can miss the value.
+    """
+    half = (interval[1] - interval[0]) / 2
+    return max(value - half, 0.0), value + half
+
+
 def paired_difference(
     a: NDArray[Any], b: NDArray[Any], resamples: int = 10_000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, Interval]:

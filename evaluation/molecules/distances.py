@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evaluation.intervals import centred
 from evaluation.molecules.geometry import Values
 from evaluation.protocols import MoleculeProtocol
 from evaluation.report import Number
@@ -100,7 +101,7 @@ def distances(
     again = found(mine.histogram(_weights(draw, n, n)) for _ in range(protocol.resamples))
     floor = np.mean([_measure(*other.two(draw, counts[1], n), bins.width, kernel) for _ in range(FLOOR_DRAWS)], axis=0)
     low, high = np.quantile(again, [(1 - protocol.level) / 2, (1 + protocol.level) / 2], axis=0)
-    how = f"bootstrap {protocol.level:.0%} of the molecules, {protocol.resamples} resamples, seed {seed}"
+    how = f"bootstrap {protocol.level:.0%} of the molecules, centred, {protocol.resamples} resamples, seed {seed}"
     lost = 1 - reference[mine.histogram(np.ones(n)).sum(1) > 0].sum()
     numbers = []
     for m in measures:
@@ -110,8 +111,10 @@ def distances(
         whole = "" if known is None else "against the histogram of the whole set"
         note = ", ".join(filter(None, [unit, whole, missing]))
         error = float(again[:, i].std(ddof=1))
-        interval = (float(low[i]), float(high[i]), how, error, note, float(floor[i]))
-        numbers.append(Number(f"{m}_{name}", float(value[i]), n, of, None, *interval))
+        ends = centred(float(value[i]), (float(low[i]), float(high[i])))
+        numbers.append(
+            Number(f"{m}_{name}", float(value[i]), n, of, None, *ends, how, error, note, reference=float(floor[i]))
+        )
     return numbers
 
 

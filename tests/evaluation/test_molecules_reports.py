@@ -179,6 +179,7 @@ def test_a_fresh_draw_is_at_the_floor():
     for name in ("wasserstein", "jsd", "mmd"):
         floor = np.mean([one[name].reference for one in found])
         assert np.mean([one[name].value for one in found]) == pytest.approx(floor, rel=0.3)
+        assert all(one[name].low <= one[name].value <= one[name].high for one in found)
 
 
 def test_a_kind_that_is_missing_shows_in_jsd_and_note():
