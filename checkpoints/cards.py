@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,7 @@ def _card(name: str, model: Any, run: Path, command: str, hardware: str, hours: 
         f"- command: `{command}`",
         f"- seed: {training['seed']}",
         f"- hardware and time: {hardware}, {hours:.1f} hours",
-        f"- weights: exponential average after step {training.get('step')},"
-        f" validation loss {training.get('val/total', float('nan')):.4f}",
+        f"- weights: exponential average {_when(training)}",
         f"- settings: {', '.join(f'{k} {v}' for k, v in settings.items())}",
         f"- network: {', '.join(f'{k} {v}' for k, v in training['config'].items())}",
         "",
@@ -154,6 +154,12 @@ def _card(name: str, model: Any, run: Path, command: str, hardware: str, hours: 
         "",
     ]
     return "\n".join(lines)
+
+
+def _when(training: Mapping[str, Any]) -> str:
+    if "val/total" not in training:
+        return "at the end of training, not validated there"
+    return f"after step {training['step']}, validation loss {training['val/total']:.4f}"
 
 
 def _lacking(statistics: Statistics) -> list[str]:

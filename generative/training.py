@@ -76,6 +76,11 @@ class Training(LightningModule):
         # a run that stopped within a step had fetched that step's batch already
         self.loaders.training.goto(self.global_step)
 
+    def on_train_epoch_start(self) -> None:
+        # the end is judged whatever val_every is: a schedule that falls to zero has its best weights there
+        if self.current_epoch + 1 == self.trainer.max_epochs:
+            self.trainer.check_val_every_n_epoch = 1
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["onednn"] = use_onednn(torch.zeros(1))
 

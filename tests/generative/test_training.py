@@ -220,6 +220,11 @@ def test_the_plateau_schedule_counts_validations(tmp_path: Path):
     assert len(totals) == state["last_epoch"] == 3 and state["best"] == pytest.approx(min(totals), rel=1e-3)
 
 
+def test_the_last_epoch_is_validated(tmp_path: Path):
+    assert runs.process(runs.run, runs.arrays(), tmp_path, {"epochs": 3, "val_every": 2}) == 0
+    assert [line["step"] for line in runs.lines(tmp_path / "validations.jsonl")] == [6, 9]
+
+
 def test_without_tensorboard(tmp_path: Path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else found(name))
