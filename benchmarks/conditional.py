@@ -19,6 +19,9 @@ import torch
 from torch import Tensor
 
 import atomsmith
+from benchmarks.cards import folder_of
+from checkpoints import LoadedModel
+from checkpoints.cards import ASKED, MEASURED, rewrite
 from chem import datasets
 from chem.molecules import MoleculeBatch
 from chem.ragged import RaggedBatch, concatenate
@@ -39,6 +42,12 @@ PAPERS = {
     "mu": (1.0, (0.043, 1.616, 1.053, 1.111, 1.108, 0.998)),
     "cv": (1.0, (0.040, 6.857, 1.971, 1.101, 1.025, 0.949)),
 }
+
+TEXT = """\
+Command: `{command}`. Numbers of atoms and values are drawn jointly, as rows of `{data}` train; each sample is asked \
+for the value of its row and judged by `{judge}`, in the unit of the data. w: weight of guidance. Bounds: mae_real of \
+real molecules of `{data}` val, which is what the judge itself errs; mae_shuffled of values dealt out at random; \
+mae_num_atoms of the best guess from the number of atoms."""
 
 
 def published(name: str, data: str) -> list[str]:
@@ -82,16 +91,33 @@ def correlation(a: Tensor, b: Tensor) -> float:
     return float(torch.corrcoef(torch.stack([a[good], b[good]]))[0, 1])
 
 
+def measured(model: Denoiser, judge: LoadedModel, name: str, given: argparse.Namespace) -> Iterator[str]:
+    """A line for each bound and for each weight, as soon as it is known."""
+    rows = rows_of(given.data, name, given.n, given.seed)
+    for i, weight in enumerate(given.weights):
+        made = draw(model, rows, name, weight, given.steps, given.seed)
+        reference = None if i else f"{given.data}:val"
+        report = atomsmith.evaluate(made, reference, "edm-conditional", seed=given.seed, regressor=judge)
+        found = torch.tensor([row["predicted"] for row in report.rows])
+        if i == 0:
+            for bound in ("mae_real", "mae_shuffled", "mae_num_atoms"):
+                yield f"{name} {bound} {report[bound].value:.4f}"
+        mae, judged = report["mae"], report["judged"]
+        error = f"{mae.value:.4f} ({mae.low:.4f} to {mae.high:.4f}) of {judged.hits} of {judged.n}"
+        yield f"{name} w = {weight:g}: mae {error}, correlation {correlation(made[name], found):.3f}"
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Draw, judge, print one line for each weight and the bounds once."""
+    """Draw, judge, print one line for each weight and the bounds once, and put both into the cards."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.conditional", description=__doc__)
     parser.add_argument("model", help="name or folder of a model with the regressor's property among its conditions")
-    parser.add_argument("regressor", help="folder of a regressor")
+    parser.add_argument("regressor", help="name or folder of a regressor")
     parser.add_argument("--data", default="qm9", help="data set of the rows (train) and of the reference (val)")
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--show", action="store_true", help="leave the cards as they are")
     given = parser.parse_args(arguments)
     loaded, judge = atomsmith.load(given.model), atomsmith.load(given.regressor)
     model: Any = loaded.model
@@ -100,20 +126,19 @@ def main(arguments: list[str] | None = None) -> None:
     name = judge.config.property
     if name not in getattr(loaded.config, "conditions", ()):
         parser.error(f"model = '{given.model}', allowed: a model with the condition {name}")
-    rows = rows_of(given.data, name, given.n, given.seed)
-    for line in published(name, given.data):
+    lines = published(name, given.data)
+    for line in lines:
         print(line, flush=True)
-    for i, weight in enumerate(given.weights):
-        made = draw(model, rows, name, weight, given.steps, given.seed)
-        reference = None if i else f"{given.data}:val"
-        report = atomsmith.evaluate(made, reference, "edm-conditional", seed=given.seed, regressor=judge)
-        found = torch.tensor([row["predicted"] for row in report.rows])
-        if i == 0:
-            for bound in ("mae_real", "mae_shuffled", "mae_num_atoms"):
-                print(f"{name} {bound} {report[bound].value:.4f}", flush=True)
-        mae, judged = report["mae"], report["judged"]
-        error = f"{mae.value:.4f} ({mae.low:.4f} to {mae.high:.4f}) of {judged.hits} of {judged.n}"
-        print(f"{name} w = {weight:g}: mae {error}, correlation {correlation(made[name], found):.3f}", flush=True)
+    for line in measured(model, judge, name, given):
+        print(line, flush=True)
+        lines.append(line)
+    if not given.show:
+        steps = model.steps if given.steps is None else given.steps
+        words = f"{given.model} {given.regressor} --n {given.n} --steps {steps} --seed {given.seed}"
+        head = TEXT.format(command=f"python -m benchmarks.conditional {words}", data=given.data, judge=judge.name)
+        text = "\n".join([head, "", *(f"- {line}" for line in lines)])
+        rewrite(folder_of(given.model), ASKED, text)
+        rewrite(folder_of(given.regressor), MEASURED, text)
 
 
 if __name__ == "__main__":

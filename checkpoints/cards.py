@@ -31,7 +31,7 @@ from chem.output import write_together
 from chem.qm9 import TRAIN_ELEMENTS
 from chem.statistics import Statistics
 
-MEASURED, BY_CALLS = "Measured", "Match rate against network calls"
+MEASURED, BY_CALLS, ASKED = "Measured", "Match rate against network calls", "Asked for a property"
 TASKS = {  # by the task in the config, else by the kind
     "csp": "Predicts crystal structures of a given composition.",
     "ab-initio": "Samples crystals whole: cells of sizes as in training, composition and structure.",
@@ -65,7 +65,7 @@ def ship(run: Path, name: str, command: str, hardware: str, hours: float, which:
     source, place = store.load(run / which, "cpu"), folder / name
     before = read_hashes(place / HASHES).get(WEIGHTS)
     card = (place / CARD).read_text() if before else ""
-    kept = {title: text for title in (MEASURED, BY_CALLS) if (text := section(card, title)) is not None}
+    kept = {title: text for title in (MEASURED, BY_CALLS, ASKED) if (text := section(card, title)) is not None}
     sha256 = store.save(
         place,
         source.kind,

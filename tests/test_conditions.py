@@ -16,6 +16,7 @@ import atomsmith
 import checkpoints
 from benchmarks import conditional
 from checkpoints import making
+from checkpoints.cards import section
 from chem import datasets
 from chem.halves import training_splits
 from chem.molecules import MoleculeBatch
@@ -224,6 +225,10 @@ def test_the_protocol_of_conditions_in_one_command(data, run, regressor, capsys)
         *("size w = 0", "size w = 1"),
     ]
     assert all("of 24 of 24, correlation" in line for line in lines[3:])
+    for folder, title in ((run, "Asked for a property"), (regressor, "Measured")):
+        written = section((folder / "best" / "card.md").read_text(), title)
+        assert written is not None and all(f"- {line}" in written for line in lines) and "--steps 4" in written
+    assert atomsmith.load(run).config.conditions == ("spread", "size")  # hashes follow the card
     rows = conditional.rows_of(str(data), "spread", 24, 0)
     assert len(rows) == 24 and not rows["spread"].isnan().any()  # a row without a value cannot be asked for
     for pair in ((regressor, regressor), (run, run)):
