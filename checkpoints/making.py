@@ -58,7 +58,7 @@ def _flowmm(task: str) -> dict[str, Recipe]:
 
 
 def _crysbfn(task: str) -> dict[str, Recipe]:
-    small = CrysBFNConfig(task=task, hidden=256, layers=4, frequencies=32)  # type: ignore[arg-type]
+    small = CrysBFNConfig(task=task, hidden=256, layers=4, frequencies=32, steps=50)  # type: ignore[arg-type]
     paper = CrysBFNConfig(task=task)  # type: ignore[arg-type]
     return {
         "small": Recipe("crysbfn", small, TrainSettings(epochs=115, batch_size=64, precision="bf16", save_every=206)),
