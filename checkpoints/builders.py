@@ -9,6 +9,12 @@ from typing import Any, NamedTuple
 from checkpoints.manifest import refuse_unknown
 
 
+def _of_equal_shape(state: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Weights as a start for `model`: what is not there, or has another shape, stays as built."""
+    built = model.state_dict()
+    return {k: state[k] if k in state and state[k].shape == v.shape else v for k, v in built.items()}
+
+
 class Kind(NamedTuple):
     """A frozen dataclass of settings, and `build(config, statistics) -> torch.nn.Module`.
 
@@ -17,7 +23,7 @@ class Kind(NamedTuple):
 
     config: type
     build: Callable[[Any, Any], Any]
-    transfer: Callable[[dict[str, Any], Any], dict[str, Any]]
+    transfer: Callable[[dict[str, Any], Any], dict[str, Any]] = _of_equal_shape
 
 
 def _diffcsp() -> Kind:
@@ -27,27 +33,27 @@ def _diffcsp() -> Kind:
 
 
 def _flowmm() -> Kind:
-    from generative.models.flowmm import FlowMMConfig, build, transfer
+    from generative.models.flowmm import FlowMMConfig, build
 
-    return Kind(FlowMMConfig, build, transfer)
+    return Kind(FlowMMConfig, build)
 
 
 def _crysbfn() -> Kind:
-    from generative.models.crysbfn import CrysBFNConfig, build, transfer
+    from generative.models.crysbfn import CrysBFNConfig, build
 
-    return Kind(CrysBFNConfig, build, transfer)
+    return Kind(CrysBFNConfig, build)
 
 
 def _geobfn() -> Kind:
     from generative.models.geobfn import GeoBFNConfig, build
 
-    return Kind(GeoBFNConfig, build, lambda state, model: state)
+    return Kind(GeoBFNConfig, build)
 
 
 def _regressor() -> Kind:
     from generative.models.regressor import RegressorConfig, build
 
-    return Kind(RegressorConfig, build, lambda state, model: state)
+    return Kind(RegressorConfig, build)
 
 
 # Each entry imports its model only when asked, so that listing checkpoints needs no network code.

@@ -6,7 +6,10 @@ distance to a code). The choice obeys the fields of the batch that say what is a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from chem.ragged import Batch, RaggedBatch
@@ -26,6 +29,24 @@ def element_mask(numbers: Statistics | set[int]) -> Tensor:
     mask = torch.zeros(ELEMENTS, dtype=torch.bool)
     mask[torch.tensor([z - 1 for z in sorted(present) if z <= ELEMENTS], dtype=torch.long)] = True
     return mask
+
+
+def one_hot_elements(batch: Batch) -> Batch:
+    """An `encode`: elements as one-hot vectors (M, 100) under `types`, where the batch has elements."""
+    if "atomic_numbers" not in batch.fields:
+        return batch
+    types = F.one_hot(batch["atomic_numbers"] - 1, ELEMENTS)
+    batch = batch.replace(types=types.to(batch.fields.get("frac_coords", torch.zeros(())).dtype))
+    return carry_given(batch, "atomic_numbers", "types")
+
+
+def elements_from(seen: Tensor) -> Callable[[Batch], Batch]:
+    """A `decode` that reads elements off the scores `types`: the largest that `choose_elements` admits."""
+
+    def decode(batch: Batch) -> Batch:
+        return batch.replace(atomic_numbers=choose_elements(batch["types"], batch, seen)).without("types")
+
+    return decode
 
 
 def choose_elements(scores: Tensor, batch: RaggedBatch, seen: Tensor) -> Tensor:

@@ -1,9 +1,23 @@
-"""How to train: the settings of a run."""
+"""How to train: the settings of a run, and what the settings of models check alike."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+
+def check_choices(settings: Any, **choices: tuple[str, ...]) -> None:
+    """Raises ValueError for the first of these settings that is none of its choices."""
+    for name, allowed in choices.items():
+        if getattr(settings, name) not in allowed:
+            raise ValueError(f"{name} = '{getattr(settings, name)}', allowed: {', '.join(allowed)}")
+
+
+def check_counts(settings: Any, *names: str) -> None:
+    """Raises ValueError for the first of these settings that is less than one."""
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} = {getattr(settings, name)}, allowed: >= 1")
 
 
 @dataclass(frozen=True)
@@ -28,12 +42,8 @@ class TrainSettings:
     save_every: int = 200
 
     def __post_init__(self) -> None:
-        for name, allowed in (("schedule", ("cosine", "plateau")), ("precision", ("fp32", "bf16"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} = '{getattr(self, name)}', allowed: {', '.join(allowed)}")
-        for name in ("epochs", "batch_size", "val_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}, allowed: >= 1")
+        check_choices(self, schedule=("cosine", "plateau"), precision=("fp32", "bf16"))
+        check_counts(self, "epochs", "batch_size", "val_every", "save_every")
         if not self.lr > 0:
             raise ValueError(f"lr = {self.lr}, allowed: > 0")
         if not 0 <= self.ema < 1:

@@ -10,13 +10,11 @@ rotation; the cell's numbers instead of its Gram matrix as features.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chem.cell_vectors import VECTORS
@@ -26,15 +24,15 @@ from generative.backbone.cspnet import ELEMENTS
 from generative.backbone.fast import plan_of, run_layers
 from generative.backbone.gemm import use_onednn
 from generative.backbone.layers import PairLayer, conditioned
-from generative.decoding import carry_given, choose_elements, element_mask
+from generative.decoding import carry_given, element_mask, elements_from, one_hot_elements
 from generative.generator import Denoiser, Network, Times
 from generative.guidance import conditional
 from generative.process import Fixed, Process
 from generative.processes.bayesian import CategoricalFlow, ContinuousFlow
-from generative.processes.circular import FAINTEST, CircularFlow, read_belief
+from generative.processes.circular import CircularFlow, deviation, read_belief, sureness
+from generative.settings import check_choices, check_counts
 
 CELL = 6
-UNSURE = 0.3  # added to concentrations, so that one of zero has the deviation of a uniform angle
 WIDEST = 5.0  # deviations of a cell's number from its mean that an estimate may have
 
 
@@ -44,9 +42,8 @@ class CrysBFNConfig:
 
     task: "csp" (composition given) or "ab-initio". steps: of sampling, by default; resolution: T of the accuracies.
     beta_coords: concentration at t = 1. sigma_cell: deviation at t = 1. beta_types: accuracy of elements at t = 1.
-    sampler: "flow" (the paper's) or "bayes". The weights, ours, are those of the bound in nats of 1000 messages, but
-    for a common factor that brings it to order one, to which clipping by value is no stranger. conditions: properties
-    it can be asked for (guidance.py).
+    sampler: "flow" (the paper's) or "bayes". The weights are those of the bound in nats of 1000 messages, times a
+    factor that brings it to order one. conditions: properties it can be asked for (guidance.py).
     """
 
     task: Literal["csp", "ab-initio"] = "csp"
@@ -66,12 +63,8 @@ class CrysBFNConfig:
     conditions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, allowed in (("task", ("csp", "ab-initio")), ("sampler", ("flow", "bayes"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} = '{getattr(self, name)}', allowed: {', '.join(allowed)}")
-        for name in ("hidden", "layers", "frequencies", "steps", "resolution"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}, allowed: >= 1")
+        check_choices(self, task=("csp", "ab-initio"), sampler=("flow", "bayes"))
+        check_counts(self, "hidden", "layers", "frequencies", "steps", "resolution")
 
 
 class CrysBFNNet(Network):
@@ -84,8 +77,8 @@ class CrysBFNNet(Network):
     def __init__(self, config: CrysBFNConfig):
         super().__init__()
         hidden, self.types = config.hidden, config.task == "ab-initio"
-        self.hidden, self.frequencies, self.beta = hidden, config.frequencies, config.beta_coords
-        self.sigma_cell = config.sigma_cell
+        self.hidden, self.frequencies = hidden, config.frequencies
+        self.beta, self.sigma_cell = config.beta_coords, config.sigma_cell
         self.time_embedding = nn.Sequential(nn.Linear(1, config.time_dim), nn.SiLU())
         self.node_embedding = nn.Linear(ELEMENTS, hidden) if self.types else nn.Embedding(ELEMENTS, hidden)
         self.atom_latent_emb = nn.Linear(hidden + config.time_dim + 3, hidden)
@@ -109,44 +102,32 @@ class CrysBFNNet(Network):
     def forward(self, batch: CrystalBatch, t: Tensor) -> dict[str, Tensor]:
         """Counted from the means of beliefs, so that a common shift moves both, in units of their deviations."""
         mean, concentration = read_belief(batch["frac_coords"])
-        faintest = math.log(FAINTEST)
-        sureness = ((concentration + FAINTEST).log() - faintest) / (math.log(self.beta) - faintest)
+        sure = sureness(concentration, self.beta)
         given = 2 * batch["types"].exp() - 1 if self.types else batch["atomic_numbers"] - 1
         time = self.time_embedding(t.unsqueeze(1))[batch["batch"]]
-        h = conditioned(self.atom_latent_emb(torch.cat([self.node_embedding(given), time, sureness], 1)), batch)
-        rows = batch.rows("frac_coords")
+        h = conditioned(self.atom_latent_emb(torch.cat([self.node_embedding(given), time, sure], 1)), batch)
         h = self.final_layer_norm(run_layers(self, batch.replace(frac_coords=mean), h, batch["cell"]))
-        deviation = 1 / (2 * math.pi * (concentration + UNSURE).sqrt())
-        cell = batch["cell"] + self.sigma_cell ** t.unsqueeze(1) * self.cell_out(rows.mean(h))
-        out = {"frac_coords": mean + deviation * self.coord_out(h), "cell": cell}
-        if self.types:
-            out["types"] = self.type_out(h)
-        return out
+        cell = batch["cell"] + self.sigma_cell ** t.unsqueeze(1) * self.cell_out(batch.rows("frac_coords").mean(h))
+        out = {"frac_coords": mean + deviation(concentration) * self.coord_out(h), "cell": cell}
+        return {**out, "types": self.type_out(h)} if self.types else out
 
 
 def coders(config: CrysBFNConfig, statistics: Statistics) -> tuple[Callable, Callable]:
     """`encode` and `decode`: lattices as scaled entries under `cell`, elements as one-hot vectors under `types`."""
     (to_vector, from_vector), moments = VECTORS["matrix"], statistics.cells["matrix"]
     mean, std = torch.tensor(moments.mean), torch.tensor(moments.std).clamp(min=1e-3)
-    seen = element_mask(statistics)
+    chooses, elements = config.task == "ab-initio", elements_from(element_mask(statistics))
 
     def encode(batch: CrystalBatch) -> CrystalBatch:
         if "lattice" in batch.fields:
             entries = to_vector(batch["lattice"])
-            cell = (entries - mean.to(entries)) / std.to(entries)
-            batch = carry_given(batch.replace(cell=cell), "lattice", "cell")
-        if config.task == "ab-initio" and "atomic_numbers" in batch.fields:
-            dtype = batch.fields.get("frac_coords", torch.zeros(())).dtype
-            batch = batch.replace(types=F.one_hot(batch["atomic_numbers"] - 1, ELEMENTS).to(dtype))
-            batch = carry_given(batch, "atomic_numbers", "types")
-        return batch
+            batch = carry_given(batch.replace(cell=(entries - mean.to(entries)) / std.to(entries)), "lattice", "cell")
+        return one_hot_elements(batch) if chooses else batch
 
     def decode(batch: CrystalBatch) -> CrystalBatch:
         cell = batch["cell"]
         batch = batch.replace(lattice=from_vector(cell * std.to(cell) + mean.to(cell))).without("cell")
-        if config.task == "csp":
-            return batch
-        return batch.replace(atomic_numbers=choose_elements(batch["types"], batch, seen)).without("types")
+        return elements(batch) if chooses else batch
 
     return encode, decode
 
@@ -164,13 +145,6 @@ def build(config: CrysBFNConfig, statistics: Statistics) -> Denoiser:
         processes["types"] = CategoricalFlow(ELEMENTS, config.beta_types, sampler=config.sampler)
     else:
         processes["atomic_numbers"] = Fixed(())
-    encode, decode = coders(config, statistics)
     weights = {field: weights[field] for field in processes if field in weights}
     network = conditional(CrysBFNNet(config), config.hidden, config.conditions, statistics)
-    return Denoiser(network, processes, Times(config.resolution), config.steps, weights, encode, decode)
-
-
-def transfer(state: dict[str, Tensor], model: Denoiser) -> dict[str, Tensor]:
-    """Weights of one task as a start for a model of the other: what has another shape there stays as built."""
-    built = model.state_dict()
-    return {k: state[k] if k in state and state[k].shape == v.shape else v for k, v in built.items()}
+    return Denoiser(network, processes, Times(config.resolution), config.steps, weights, *coders(config, statistics))

@@ -9,23 +9,21 @@ steps near the data unchanged and keeps coarse grids finite; elements that the t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from chem.crystals import CrystalBatch
 from chem.statistics import Statistics
 from generative.backbone.cspnet import ELEMENTS, CSPNet, SinusoidalSteps
-from generative.decoding import carry_given, choose_elements, element_mask
+from generative.decoding import element_mask, elements_from, one_hot_elements
 from generative.generator import Denoiser, Times
 from generative.guidance import conditional
 from generative.process import Fixed, Process
 from generative.processes.gaussian import VariancePreserving
 from generative.processes.wrapped import WrappedNormal
+from generative.settings import check_choices, check_counts
 
 
 @dataclass(frozen=True)
@@ -53,30 +51,8 @@ class DiffCSPConfig:
     conditions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.task not in ("csp", "ab-initio"):
-            raise ValueError(f"task = '{self.task}', allowed: csp, ab-initio")
-        for name in ("hidden", "layers", "frequencies", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}, allowed: >= 1")
-
-
-def encode(batch: CrystalBatch) -> CrystalBatch:
-    """Elements as one-hot vectors under `types`, where the batch has elements."""
-    if "atomic_numbers" not in batch.fields:
-        return batch
-    types = F.one_hot(batch["atomic_numbers"] - 1, ELEMENTS)
-    batch = batch.replace(types=types.to(batch.fields.get("frac_coords", torch.zeros(())).dtype))
-    return carry_given(batch, "atomic_numbers", "types")
-
-
-def decoder(statistics: Statistics) -> Callable[[CrystalBatch], CrystalBatch]:
-    """A function that reads elements off `types`: the largest entry that `choose_elements` admits."""
-    seen = element_mask(statistics)
-
-    def decode(batch: CrystalBatch) -> CrystalBatch:
-        return batch.replace(atomic_numbers=choose_elements(batch["types"], batch, seen)).without("types")
-
-    return decode
+        check_choices(self, task=("csp", "ab-initio"))
+        check_counts(self, "hidden", "layers", "frequencies", "steps")
 
 
 def build(config: DiffCSPConfig, statistics: Statistics) -> Denoiser:
@@ -112,8 +88,8 @@ def build(config: DiffCSPConfig, statistics: Statistics) -> Denoiser:
         Times(config.steps),
         config.steps,
         weights,
-        encode=encode if types else (lambda batch: batch),
-        decode=decoder(statistics) if types else (lambda batch: batch),
+        encode=one_hot_elements if types else (lambda batch: batch),
+        decode=elements_from(element_mask(statistics)) if types else (lambda batch: batch),
     )
 
 

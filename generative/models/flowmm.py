@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from chem.cell_vectors import VECTORS
 from chem.crystals import CrystalBatch
@@ -40,6 +39,7 @@ from generative.processes.bases import (
 )
 from generative.processes.bits import BITS, to_bits
 from generative.processes.flow import COORDS_SCALE, EuclideanFlow, Gain, TorusFlow
+from generative.settings import check_choices, check_counts
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,8 @@ class FlowMMConfig:
     conditions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, allowed in (("task", ("csp", "ab-initio")), ("lattice", tuple(VECTORS))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} = '{getattr(self, name)}', allowed: {', '.join(allowed)}")
-        for name in ("hidden", "layers", "frequencies", "time_dim", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}, allowed: >= 1")
+        check_choices(self, task=("csp", "ab-initio"), lattice=tuple(VECTORS))
+        check_counts(self, "hidden", "layers", "frequencies", "time_dim", "steps")
         for name in ("coords_slope", "cell_slope", "types_slope", "lattice_weight", "coords_weight", "types_weight"):
             if not 0 <= (getattr(self, name) or 0) < math.inf:
                 raise ValueError(f"{name} = {getattr(self, name)}, allowed: >= 0")
@@ -164,9 +160,3 @@ def build(config: FlowMMConfig, statistics: Statistics) -> Denoiser:
         encode=encoder(config),
         decode=decoder(config, statistics),
     )
-
-
-def transfer(state: dict[str, Tensor], model: Denoiser) -> dict[str, Tensor]:
-    """Weights of one task as a start for a model of the other: what has another shape there stays as built."""
-    built = model.state_dict()
-    return {k: state[k] if k in state and state[k].shape == v.shape else v for k, v in built.items()}

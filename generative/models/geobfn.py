@@ -31,6 +31,7 @@ from generative.generator import Denoiser, Times
 from generative.guidance import conditional
 from generative.process import Process
 from generative.processes.bayesian import CategoricalFlow, ContinuousFlow, DiscretisedFlow, bin_centers
+from generative.settings import check_choices, check_counts
 
 LENGTH = 2.0  # ångström
 BASIS, REACH = 16, 2.0  # Gaussians that show the network the mean of an atomic number, over [-2, 2]
@@ -63,17 +64,10 @@ class GeoBFNConfig:
     conditions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        choices = {
-            "types": ("discretised", "categorical"),
-            "predicts": ("noise", "data"),
-            "sampler": ("bayes", "flow"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} = '{getattr(self, name)}', allowed: {', '.join(allowed)}")
-        for name in ("hidden", "layers", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}, allowed: >= 1")
+        check_choices(
+            self, types=("discretised", "categorical"), predicts=("noise", "data"), sampler=("bayes", "flow")
+        )
+        check_counts(self, "hidden", "layers", "steps")
         if self.sharpness < 0:
             raise ValueError(f"sharpness = {self.sharpness}, allowed: >= 0")
 

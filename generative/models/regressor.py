@@ -24,6 +24,7 @@ from generative.generator import Denoiser, Network, Times
 from generative.guidance import check_names
 from generative.noise import Random
 from generative.process import Process
+from generative.settings import check_counts
 
 TABLE = 118  # elements
 
@@ -38,9 +39,7 @@ class RegressorConfig:
     attention: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}, allowed: >= 1")
+        check_counts(self, "hidden", "layers")
 
 
 class Unseen(Process):

@@ -27,6 +27,7 @@ from generative.noise import Random, normal, uniform
 from generative.processes.bayesian import BayesianFlow, refuse_subspace
 
 EXACT = 32
+UNSURE = 0.3  # added to a concentration by `deviation`, so that one of zero has that of a uniform angle
 FAINTEST = 1e-7  # concentration at t = 0, in a random direction: a mean that is no mean must not be the same for all
 NORMAL_RANGE, KNOTS = 6.0, 1025  # of the table of quantiles
 
@@ -45,6 +46,17 @@ def entropy(concentration: Tensor) -> Tensor:
 def read_belief(state: Tensor) -> tuple[Tensor, Tensor]:
     """Mean in [0, 1) and concentration, each (R, D), of beliefs (R, D, 2): what a network reads."""
     return wrap(torch.atan2(state[..., 1], state[..., 0]) / (2 * math.pi)), torch.linalg.vector_norm(state, dim=-1)
+
+
+def sureness(concentration: Tensor, beta: float) -> Tensor:
+    """Concentrations on a logarithmic scale, 0 where nothing is known and about 1 at the last of mean beta."""
+    faintest = math.log(FAINTEST)
+    return ((concentration + FAINTEST).log() - faintest) / (math.log(beta) - faintest)
+
+
+def deviation(concentration: Tensor) -> Tensor:
+    """About the standard deviation of a coordinate in [0, 1) under a belief of this concentration."""
+    return 1 / (2 * math.pi * (concentration + UNSURE).sqrt())
 
 
 def von_mises_angles(concentration: float, z: np.ndarray, points: int = 4096) -> np.ndarray:
