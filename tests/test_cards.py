@@ -168,7 +168,7 @@ def test_predictions_are_k_in_a_row_with_the_target_they_are_for(shelf, tmp_path
 
 def test_bad_arguments_get_one_line(shelf, capsys):
     for options, message in (
-        (("nothing",), "nothing', allowed: diffcsp-mp20"),
+        (("nothing",), "nothing', allowed: crysbfn-mp20-csp"),
         (("csp", "--n", "0", "--n20", "0"), "n = 0, n20 = 0, allowed"),
         (("csp", "--batch-size", "10"), "batch_size = 10, allowed: a multiple of 16"),
         (("ab-initio", "--samples", "0"), "samples = 0, allowed"),

@@ -207,7 +207,7 @@ def test_ctrl_c_while_sampling(tiny_csp, tmp_path):
         code, err = interrupt(process, lambda: record.exists() and record.stat().st_size > 0)
     kept = record.read_text()
     count = len(kept.splitlines())
-    assert code == 1 and 0 < count < 6400
+    assert code == 1 and 0 < count < 6400, err
     assert err == f"atomsmith: interrupted; {count} of 6400 samples are in 'o'; the same call continues\n"
     assert list((tmp_path / "o").rglob(".*")) == []
     made = atomsmith.sample(tiny_csp, count + 5, formula="CaTiO3", steps=20, batch_size=16, out=tmp_path / "o")
