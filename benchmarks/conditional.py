@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", default="qm9", help="data set of the rows (train) and of the reference (val)")
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0])
+    parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 1.0, 2.0, 4.0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", action="store_true", help="leave the cards as they are")
     given = parser.parse_args(arguments)
@@ -135,6 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not given.show:
         steps = model.steps if given.steps is None else given.steps
         words = f"{given.model} {given.regressor} --n {given.n} --steps {steps} --seed {given.seed}"
+        words += f" --weights {' '.join(f'{weight:g}' for weight in given.weights)}"
         head = TEXT.format(command=f"python -m benchmarks.conditional {words}", data=given.data, judge=judge.name)
         text = "\n".join([head, "", *(f"- {line}" for line in lines)])
         rewrite(folder_of(given.model), ASKED, text)
