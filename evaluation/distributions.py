@@ -83,9 +83,11 @@ def _distances(
 ) -> list[Number]:
     rows = np.random.default_rng(seed).permutation(np.flatnonzero(valid))[: protocol.samples]
     of = f"{len(rows)} random valid structures against all {len(reference)} of the reference"
-    few = "" if len(rows) == protocol.samples else f", the protocol asks for {protocol.samples}"
+    note = "reference: the floor"
+    if len(rows) < protocol.samples:
+        note += f", the protocol asks for {protocol.samples}"
     drawn = batch[np.sort(rows).tolist()]
     return [
-        wasserstein(f"wasserstein_{name}", measure(drawn), measure(reference), of, protocol, seed, f"{unit}{few}")
+        wasserstein(f"wasserstein_{name}", measure(drawn), measure(reference), of, protocol, seed, f"{unit}, {note}")
         for name, (measure, unit) in PROPERTIES.items()
     ]

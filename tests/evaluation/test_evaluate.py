@@ -163,7 +163,8 @@ def test_ab_initio_numbers(truth):
     density = report["wasserstein_density"]
     # a set is at no distance from itself, which the interval must not exclude, unlike a draw of its size
     assert density.n == both.hits and density.value == density.low == 0 < min(density.reference, density.high)
-    assert density.n == 1000 or "asks for 1000" in density.note
+    assert density.low < density.high and density.error > 0
+    assert "floor" in density.note and (density.n == 1000 or "asks for 1000" in density.note)
     assert evaluate(batch, "prototypes:train", "cdvae-2022", seed=1)["wasserstein_density"] == density
     assert {n.name for n in evaluate(truth, protocol="cdvae-2022").numbers} == {
         "structural_validity", "compositional_validity", "validity", "structural_validity_strict"}  # fmt: skip
@@ -175,7 +176,9 @@ def test_a_shifted_distribution_is_at_its_distance():
     report = evaluate(larger, "prototypes:train", "cdvae-2022")
     valid = np.array([row["composition_valid"] for row in report.rows])
     expected = np.mean([row["density"] for row in report.rows])  # halved, so the distance is the halved density
-    assert report["wasserstein_density"].value == pytest.approx(expected, rel=0.25) and valid.any()
+    density = report["wasserstein_density"]
+    assert density.value == pytest.approx(expected, rel=0.25) and valid.any()
+    assert 0 < density.low < density.value < density.high and density.error > 0
 
 
 def test_no_valid_sample_gives_no_distance():
