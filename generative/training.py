@@ -75,6 +75,7 @@ class Training(LightningModule):
     def on_train_start(self) -> None:
         # a run that stopped within a step had fetched that step's batch already
         self.loaders.training.goto(self.global_step)
+        self.on_train_epoch_start()  # which Lightning leaves out where a run continues within an epoch
 
     def on_train_epoch_start(self) -> None:
         # the end is judged whatever val_every is: a schedule that falls to zero has its best weights there

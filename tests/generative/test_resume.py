@@ -95,6 +95,13 @@ def test_exception(undisturbed: dict, tmp_path: Path, variant: str, fault: tuple
     stop_and_resume(tmp_path, undisturbed[variant], VARIANTS[variant], fault, 1, saved)
 
 
+def test_the_end_is_validated_though_the_last_epoch_was_stopped(tmp_path: Path):
+    changes = {"epochs": 3}  # of which every second is validated
+    assert runs.process(runs.run, runs.arrays(), tmp_path, changes, ("step", 8, "SIGKILL")) == -9
+    assert runs.process(runs.run, runs.arrays(), tmp_path, changes) == 0
+    assert [line["step"] for line in runs.lines(tmp_path / "validations.jsonl")] == [6, 9]
+
+
 def test_stopped_three_times(undisturbed: dict, tmp_path: Path):
     for fault in (("step", 2, "SIGKILL"), ("val", 6, "SIGTERM"), ("step", 9, "error")):
         assert runs.process(runs.run, runs.arrays(), tmp_path, {}, fault) != 0
