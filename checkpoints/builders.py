@@ -15,6 +15,10 @@ def _of_equal_shape(state: dict[str, Any], model: Any) -> dict[str, Any]:
     return {k: state[k] if k in state and state[k].shape == v.shape else v for k, v in built.items()}
 
 
+def _as_it_is(state: dict[str, Any], model: Any) -> dict[str, Any]:
+    return state
+
+
 class Kind(NamedTuple):
     """A frozen dataclass of settings, and `build(config, statistics) -> torch.nn.Module`.
 
@@ -23,7 +27,7 @@ class Kind(NamedTuple):
 
     config: type
     build: Callable[[Any, Any], Any]
-    transfer: Callable[[dict[str, Any], Any], dict[str, Any]] = _of_equal_shape
+    transfer: Callable[[dict[str, Any], Any], dict[str, Any]] = _as_it_is
 
 
 def _diffcsp() -> Kind:
@@ -35,13 +39,13 @@ def _diffcsp() -> Kind:
 def _flowmm() -> Kind:
     from generative.models.flowmm import FlowMMConfig, build
 
-    return Kind(FlowMMConfig, build)
+    return Kind(FlowMMConfig, build, _of_equal_shape)
 
 
 def _crysbfn() -> Kind:
     from generative.models.crysbfn import CrysBFNConfig, build
 
-    return Kind(CrysBFNConfig, build)
+    return Kind(CrysBFNConfig, build, _of_equal_shape)
 
 
 def _geobfn() -> Kind:
