@@ -653,6 +653,7 @@ def main() -> None:
         code, text = _explain(error)
         notes = getattr(error, "__notes__", []) if code == 1 else []
         _say("; ".join([text, *notes]))
+        exec("")  # CPython forgets that a string it ran was interrupted, and with it to end by the signal
         sys.exit(code)
 
 
