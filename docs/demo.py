@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("demo"))
     parser.add_argument("--n", type=int, default=8, help="samples of each formula; four times as many molecules")
-    parser.add_argument("--steps", type=int, default=None, help="predictor steps of the crystals (default: the model's)")
+    parser.add_argument("--steps", type=int, default=None, help="of the crystals (default: the model's)")
     parser.add_argument("--model", default=MODEL)
     args = parser.parse_args()
     torch.set_num_threads(1)  # cells this small gain nothing from a second thread, and lose all if it must wait
