@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -95,22 +95,22 @@ def slope_of(model: Any) -> float | None:
 
 
 @contextmanager
-def sped_up(model: Any, gain: float | None) -> Iterator[None]:
-    """The model with another slope of its coordinates' velocity; None leaves it as it is.
+def sped_up(model: Any, slopes: Mapping[str, float]) -> Iterator[None]:
+    """The model with other slopes of the velocities of these fields.
 
-    Raises ValueError for a model whose coordinates are no flow.
+    Raises ValueError for a field whose process is no flow.
     """
-    process = model.processes["frac_coords"]
-    if gain is None:
-        yield
-        return
-    if not isinstance(process, Flow):
-        raise ValueError(f"gain = {gain:g}, allowed for coordinates with a {type(process).__name__}: None")
-    before, process.gain = process.gain, replace(process.gain, slope=gain)
+    for field, slope in slopes.items():
+        if not isinstance(process := model.processes[field], Flow):
+            raise ValueError(f"gain = {slope:g}, allowed for {field} with a {type(process).__name__}: None")
+    before = {field: model.processes[field].gain for field in slopes}
+    for field, slope in slopes.items():
+        model.processes[field].gain = replace(before[field], slope=slope)
     try:
         yield
     finally:
-        process.gain = before
+        for field, gain in before.items():
+            model.processes[field].gain = gain
 
 
 def draw(
@@ -124,7 +124,7 @@ def draw(
     model: Any = loaded.model
     model.network.products = torch.bfloat16 if sampler.products == "bf16" else None
     folder = SampleFolder(out, {"weights_sha256": loaded.sha256, "what": what, **asdict(sampler)})
-    with folder.kept(n), sped_up(model, sampler.gain):
+    with folder.kept(n), sped_up(model, {} if sampler.gain is None else {"frac_coords": sampler.gain}):
         while folder.count < n:
             done = folder.count
             first = done - done % UNIT

@@ -20,15 +20,15 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 HEAD = """\
 # Quality, measured
 
-Match rate of structure prediction against the number of network calls, written by `python -m benchmarks.calls`. \
-Nothing here was measured on a test split."""
+What was measured to choose how models are sampled, written by `python -m benchmarks.calls` and `.slopes`. Nothing \
+here was measured on a test split."""
 LEGEND = """\
 One candidate for each of the first validation crystals, the same for all. `legacy` counts valid pairs only, `all` \
 every match, `strict` those within the strict tolerances; RMSE is over \
 the matched of `all`, in units of (V/N)^(1/3). Intervals of 95 %: of rates Wilson's, of RMSE, and of models with \
 several seeds, by bootstrap of the targets. Differences are paired: both models on the same targets, which are drawn \
 anew."""
-PARTS = ("calls", "slopes", "rank")
+PARTS = ("calls", "slopes", "rank", "ab-initio")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -14,7 +14,7 @@ import torch
 
 import atomsmith
 import checkpoints
-from benchmarks import calls, curves
+from benchmarks import calls, curves, slopes
 from benchmarks.curves import Point, Series
 from benchmarks.drawing import Sampler, draw, predictions, slope_of
 from benchmarks.judging import Results
@@ -153,6 +153,30 @@ def test_slopes_and_several_seeds(tmp_path, flows):
     assert "Slope of the gain" in (tmp_path / "docs" / "quality.md").read_text()
 
 
+def test_slopes_of_whole_crystals(tmp_path, tiny_csp, monkeypatch, capsys):
+    statistics = Statistics.compute(datasets.load("prototypes", "train").batch)
+    config = FlowMMConfig(task="ab-initio", hidden=16, layers=2, frequencies=4, time_dim=16, steps=4)
+    model = build(config, statistics)
+    checkpoints.save(tmp_path / "flow", "flowmm", config, statistics, model.state_dict(), dtype=torch.float32)
+    places = ["--out", str(tmp_path / "out"), "--docs", str(tmp_path / "docs"), *OPTIONS]
+    asked = [str(tmp_path / "flow"), "--coords", "0,5", "--types", "0,9", "--samples", "6", *places]
+    assert slopes.main(asked) == 0
+    page = (tmp_path / "docs" / "quality.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith(("| 0 |", "| 5 |"))]
+    assert [line[:13] for line in lines] == ["| 0 | 0 | 0 |", "| 0 | 0 | 9 |", "| 5 | 0 | 0 |", "| 5 | 0 | 9 |"]
+    rows = Results(tmp_path / "out" / "results.jsonl").rows
+    assert [row["key"]["slopes"]["types"] for row in rows] == [0, 9, 0, 9] and len(lines) == len(rows)
+    made = [path.read_text() for path in sorted((tmp_path / "out").glob("*/*/samples.jsonl"))]
+    assert len(set(made)) == 4
+
+    def never(*args, **options):
+        raise AssertionError("done again")
+
+    monkeypatch.setattr("benchmarks.slopes.draw", never)
+    assert slopes.main(asked) == 0 and (tmp_path / "docs" / "quality.md").read_text() == page
+    assert slopes.main([tiny_csp, *places]) == 2 and "allowed: a flow that makes whole" in capsys.readouterr().err
+
+
 def test_ranking_is_measured(tmp_path, flows, tiny_csp, monkeypatch):
     names = (flows[0], tiny_csp)
     assert run(tmp_path, *names, "--rank", "--k", 3, "--n", 4, "--calls", "2", "--probes", 1) == 0
@@ -192,7 +216,7 @@ def test_order_and_gain_change_the_samples_and_only_for_the_call(tmp_path, flows
     assert np.array_equal(first["plain"], first["model's"])
     assert not np.allclose(first["plain"], first["none"]) and not np.allclose(first["plain"], first["heun"])
     assert len({Sampler(3, gain=g, order=o).label for g in (None, 0.0, 10.0) for o in (1, 2)}) == 6
-    with pytest.raises(ValueError, match=r"^gain = 2, allowed for coordinates with a \w+: None"):
+    with pytest.raises(ValueError, match=r"^gain = 2, allowed for frac_coords with a \w+: None"):
         draw(atomsmith.load(tiny_csp), plan, 1, Sampler(2, gain=2.0), tmp_path / "x", "x", 16)
 
 
