@@ -96,9 +96,9 @@ def sufficient(series: Sequence[Series]) -> str:
     """The fewest calls of each series that are not surely worse than its best."""
     rows = []
     for one in series:
-        found: list[Point] = [enough(one, v) for v in (LEGACY, "all")]
+        found: list[Point] = [enough(one, v) for v in VARIANTS]
         rows.append([one.title, *[f"{p.taken} ({p.steps} steps)" for p in found]])
-    return table(["model, sampler", "enough by `legacy`", "enough by `all`"], rows)
+    return table(["model, sampler", *[f"enough by `{TITLES[v]}`" for v in VARIANTS]], rows)
 
 
 def calls_section(series: Sequence[Series], heading: str, head: str) -> str:
