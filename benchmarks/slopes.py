@@ -54,7 +54,9 @@ class Slopes:
         model: Any = self.loaded.model
         self.own = slopes_of(model.processes)
         self.sampler: Sampler = replace(sampler_of(self.loaded, options), gain=None)
-        self.data = options.data or self.loaded.training["data"]["name"]
+        self.data = options.data or self.loaded.training.get("data", {}).get("name")
+        if self.data is None:
+            raise ValueError(f"name = '{options.name}' does not say what it was trained on; --data names a data set")
         self.results = Results(options.out / RESULTS)
 
     def write(self) -> Path:
@@ -70,6 +72,7 @@ class Slopes:
             print(", ".join(f"{what} {cell}" for what, cell in named), flush=True)
         words = [f"--{name} {','.join(f'{x:g}' for x in given)}" for name in FIELDS if (given := getattr(o, name))]
         words += [f"--samples {o.samples}", *[f"--steps {o.steps}"] * (o.steps is not None), *["--bf16"] * o.bf16]
+        words += [f"--{name} {given}" for name in ("data", "seed") if (given := getattr(o, name))]
         command = " ".join(["python -m benchmarks.slopes", o.name, *words])
         rules = protocol(AB_INITIO)
         head = (

@@ -173,8 +173,17 @@ def test_slopes_of_whole_crystals(tmp_path, tiny_csp, monkeypatch, capsys):
         raise AssertionError("done again")
 
     monkeypatch.setattr("benchmarks.slopes.draw", never)
+    capsys.readouterr()
     assert slopes.main(asked) == 0 and (tmp_path / "docs" / "quality.md").read_text() == page
-    assert slopes.main([tiny_csp, *places]) == 2 and "allowed: a flow that makes whole" in capsys.readouterr().err
+    assert "--samples 6 --data prototypes`" in page
+    for words, message in (
+        ([tiny_csp, *places], "allowed: a flow that makes whole"),
+        ([*asked[:1], *places[:4]], "does not say what it was trained on; --data names"),
+        ([*asked, "--samples", "0"], "samples = 0, allowed: at least 1"),
+    ):
+        assert slopes.main(words) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
 
 
 def test_ranking_is_measured(tmp_path, flows, tiny_csp, monkeypatch):
