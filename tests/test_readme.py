@@ -39,9 +39,8 @@ def test_the_shell_line_is_a_valid_command(tmp_path, monkeypatch):
 
     line = re.search(r"`(atomsmith sample [^`]+)`", (ROOT / "README.md").read_text())
     assert line is not None
-    words = shlex.split(line.group(1))[1:]
+    words = [*shlex.split(line.group(1))[1:], "--steps", "2"]
     monkeypatch.chdir(tmp_path)
-    words[words.index("--steps") + 1] = "2"
     result = CliRunner().invoke(atomsmith.app, words)
     assert result.exit_code == 0, result.output
     assert "2 samples in srtio3" in result.output

@@ -57,7 +57,7 @@ class FlowMMConfig:
     layers: int = 6
     frequencies: int = 128
     time_dim: int = 256
-    steps: int = 100
+    steps: int = 50
     lattice: Literal["parameters", "log-strain", "matrix"] = "parameters"
     coords_slope: float | None = None
     cell_slope: float = 0.0
