@@ -46,6 +46,13 @@ def test_the_shell_line_is_a_valid_command(tmp_path, monkeypatch):
     assert "2 samples in srtio3" in result.output
 
 
+def test_the_picture_is_drawn(tmp_path):
+    from docs import gallery
+
+    gallery.main(["--out", str(tmp_path / "gallery.png"), "--steps", "2"])
+    assert (tmp_path / "gallery.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.slow
 def test_tutorial(capsys):
     code = (ROOT / "docs" / "tutorial.py").read_text()
