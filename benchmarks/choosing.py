@@ -100,7 +100,7 @@ class Choosing:
         parts = {"rms": judged, "cluster": clustered}
         if all(isinstance(process, (Flow, Fixed)) for process in model.processes.values()):
             parts["likelihood"] = likely
-        settings = {"likelihood": {"steps": STEPS, "probes": o.probes}}
+        settings = {"likelihood": {"integration_steps": STEPS, "probes": o.probes}}
         return {
             name: self.results.part({**key, "part": name, **settings.get(name, {})}, compute)["values"]
             for name, compute in parts.items()

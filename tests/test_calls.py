@@ -205,6 +205,10 @@ def test_ranking_is_measured(tmp_path, flows, tiny_csp, monkeypatch):
         assert found.scores == pytest.approx(scores[t], abs=1e-6)
     chosen = sum(rms[t][max(range(3), key=lambda c: (scores[t][c], -c))] is not None for t in range(4))
     assert lines[1][3].startswith(f"{25 * chosen:.1f} ")
+    # each sampler's candidates have likelihoods of their own
+    assert run(tmp_path, flows[0], "--rank", "--k", 3, "--n", 4, "--calls", "3", "--probes", 1) == 0
+    keys = [r["key"] for r in Results(tmp_path / "out/results.jsonl").rows if r["key"]["part"] == "likelihood"]
+    assert [key["steps"] for key in keys] == [2, 3]
 
 
 def test_order_and_gain_change_the_samples_and_only_for_the_call(tmp_path, flows, tiny_csp):
