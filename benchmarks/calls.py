@@ -136,9 +136,7 @@ class Calls:
         weights = [f"{m.name} `{'`, `'.join(loaded.sha256[:12] for loaded in m.seeds)}`" for m in self.models]
         head += "; ".join(weights) + "."
         if o.rank:
-            single = [
-                (f"{m.name} {i}" if len(m.seeds) > 1 else m.name, x) for m in self.models for i, x in enumerate(m.seeds)
-            ]
+            single = [one for m in self.models for one in zip(m.name.split("+"), m.seeds, strict=True)]
             text = Choosing(o, self.data, self.base, self.results).section(single, head)
             return quality.write(o.docs, o.out, "rank", text)
         series = [one for model in self.models for one in self._series(model) if one.points]

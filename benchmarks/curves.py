@@ -72,8 +72,9 @@ class Series:
 
     @property
     def title(self) -> str:
-        """Model and sampler."""
-        return f"{self.model}, {self.sampler}"
+        """Model and sampler; of several models the first, and how many seeds."""
+        first, *others = self.model.split("+")
+        return f"{first} ({1 + len(others)} seeds), {self.sampler}" if others else f"{first}, {self.sampler}"
 
     def at(self, calls: int) -> Point | None:
         """The point at that many calls asked for."""

@@ -153,11 +153,11 @@ def picture(series: Sequence[Series]) -> bytes:
     """The curves of `all` and `legacy` side by side, PNG."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
+    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for ax, variant in zip(axes, ("all", LEGACY), strict=True):
         plot_calls(series, variant, ax)
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7)
     data = io.BytesIO()
     figure.savefig(data, dpi=110, format="png", metadata={"Software": None})
     return data.getvalue()

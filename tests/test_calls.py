@@ -133,11 +133,11 @@ def test_cards_of_shipped_models_get_their_points(tmp_path, tiny_csp, flows, mon
         shutil.copytree(source, copies[name])
     monkeypatch.setattr(atomsmith, "models", lambda: {n: SimpleNamespace(folder=f) for n, f in copies.items()})
     assert run(tmp_path, "old", f"new+{flows[1]}", "--calls", "2,4", "--n", 4) == 0
-    for name, others in (("old", "| new+"), ("new", "| old,")):
+    for name, others in (("old", "| new ("), ("new", "| old,")):
         text = section((copies[name] / "card.md").read_text(), BY_CALLS)
         assert text is not None and others not in text.split("### Differences")[0]
         assert text.count("| 4 |") >= 4 and "[../../docs/quality.md](../../docs/quality.md)" in text
-        paired = [line for line in text.splitlines() if line.startswith(f"| new+{flows[1]}, ")]
+        paired = [line for line in text.splitlines() if line.startswith("| new (2 seeds), ")]
         assert [line for line in paired if " - old, " in line] and " - old, no corrector |" in text
         assert atomsmith.load(copies[name]).sha256  # hashes follow the card
     assert section((Path(flows[1]) / "card.md").read_text(), BY_CALLS) is None  # not shipped
