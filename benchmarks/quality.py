@@ -122,7 +122,7 @@ def card_section(series: Sequence[Series], model: str, head: str, page: str) -> 
 
 def slopes_section(series: Sequence[Series], heading: str, head: str) -> str:
     """Rates for each slope of the coordinates' velocity."""
-    found = [text for v in ("all", LEGACY) if (text := differences(series, v, across=False))]
+    found = [text for v in ("all", LEGACY, "strict") if (text := differences(series, v, across=False))]
     return "\n\n".join([f"## {heading}", head, LEGEND, rates(series), *found])
 
 
